@@ -1,0 +1,56 @@
+# Everything a person or a machine does with this checkout. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+PYTHON  ?= python3
+STAMP   := $(VENV)/.installed
+OUT     ?= out/demo
+EPSILON ?= 3
+DATA    ?= synthetic
+PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
+CODE    := veil party coordinator dealer he_inference baseline cli tests tools
+
+.PHONY: help setup demo test check bench protos certs format clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make the environment in .venv (Python 3.11+, a package index)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	PYTHON="$(PYTHON)" bash tools/setup.sh "$(VENV)"
+	touch $@
+
+demo: setup ## Train jointly and score encrypted, whole way: DATA=synthetic|ml-1m:FOLDER EPSILON=3 OUT=out/demo
+	$(BIN)/veil demo --data "$(DATA)" --parties 3 --epsilon "$(EPSILON)" --out "$(OUT)"
+
+test: setup ## All tests
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: setup ## Lint, types, layering, generated code
+	$(BIN)/buf lint protos
+	bash tools/protos.sh --check
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Rewrite the code in its one format
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+protos: setup ## Regenerate veil/wire/v1 from protos/
+	bash tools/protos.sh
+
+bench: setup ## Timings as ratios measured side by side; tables and JSON in out/bench
+	$(BIN)/veil bench all --out out/bench
+
+certs: setup ## A consortium of three parties for a trial on one machine, in out/certs
+	$(BIN)/veil certs init --dir out/certs --consortium trial --parties alpha,beta,gamma
+
+clean: ## Remove the environment and everything that runs have made
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

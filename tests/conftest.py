@@ -1,0 +1,23 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Path of a real data set beside the checkout; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = _SHARED_DATA / name
+        if not folder.is_dir():
+            pytest.skip(f"data set {name} is not beside this checkout (expected ../shared/data/{name})")
+        return folder.resolve()
+
+    return find

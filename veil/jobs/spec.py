@@ -1,0 +1,206 @@
+"""The job text: one canonical document that every party signs by digest.
+
+A job names its parties, its data contract, its privacy parameters, its trainer and **every opening** that the runtime
+may make. Nothing that influences what leaves a party is outside of it. The text is canonical JSON (sorted keys, no
+white space, ASCII), so one job has exactly one digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from veil.errors import ConfigError
+
+SCHEMA = "veil.job/1"
+MAX_TEXT_BYTES = 256 * 1024
+_DIGEST_DOMAIN = b"veil/job-digest/v1\x00"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+NEIGHBOURING: Literal["add-or-remove-one-user"] = "add-or-remove-one-user"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Release(_Frozen):
+    """One noised opening: a sum over users, plus integer noise, all in grid steps.
+
+    `sensitivity` bounds the L2 norm of what one user contributes; `sigma` is the standard deviation of the noise on
+    each entry. Both are integers on the grid on which the sum is taken, so that the bound is exact.
+    """
+
+    name: Name
+    shape: tuple[int, ...]
+    sensitivity: int = Field(gt=0, lt=2**52)
+    sigma: int = Field(gt=0, lt=2**52)
+    mechanism: Literal["rounded-gaussian"] = "rounded-gaussian"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_from_list(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("shape"), list):
+            return {**data, "shape": tuple(data["shape"])}
+        return data
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not 1 <= len(self.shape) <= 4 or any(not 1 <= n <= 10_000_000 for n in self.shape):
+            raise ValueError(f"got shape {self.shape}, expected 1 to 4 extents of 1 to 10,000,000")
+        if self.size > 200_000_000:
+            raise ValueError(f"got {self.size} entries, expected at most 200,000,000")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        n = 1
+        for extent in self.shape:
+            n *= extent
+        return n
+
+
+class Noise(_Frozen):
+    """Who draws the noise.
+
+    `dealer`: the dealer draws once and hands out shares; no party, nor any n-1 of them, knows any of it.
+    `parties`: every party adds a full draw of its own, so that the sum still suffices when the n-1 others pool theirs.
+    """
+
+    source: Literal["dealer", "parties"]
+
+
+class Privacy(_Frozen):
+    """What the job claims; every party recomputes it from `releases` before it signs."""
+
+    unit: Literal["user"] = "user"
+    neighbouring: Literal["add-or-remove-one-user"] = NEIGHBOURING
+    epsilon: float = Field(gt=0, le=1000)
+    delta: float = Field(gt=0, lt=0.01)
+    noise: Noise
+
+
+class Catalogue(_Frozen):
+    """The public item catalogue that every party must hold, by digest."""
+
+    digest: Sha256
+    items: int = Field(gt=0, le=10_000_000)
+    features: int = Field(ge=0, le=65_536)
+
+
+class SubspaceTrainer(_Frozen):
+    """Noisy subspace iteration from public features (docs/privacy.md gives the algorithm and its letters)."""
+
+    kind: Literal["subspace"] = "subspace"
+    dimensions: int = Field(gt=0, le=1024)
+    content_dimensions: int = Field(ge=0, le=1024)
+    rounds: int = Field(ge=0, le=16)
+    clip: float = Field(gt=0, le=1)
+    popularity_power: float = Field(ge=0, le=1)
+    # Everything that the free post-processing needs, by name; public numbers only.
+    options: dict[str, float] = Field(default_factory=dict)
+
+
+class JobSpec(_Frozen):
+    """One job. `parties` are in rank order. `nonce` makes two submissions of the same plan two digests."""
+
+    schema_: Literal["veil.job/1"] = Field(default="veil.job/1", alias="schema")
+    name: Name
+    nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+    consortium: Name
+    parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
+    dealer: Name
+    catalogue: Catalogue
+    privacy: Privacy
+    trainer: SubspaceTrainer
+    releases: tuple[Release, ...] = Field(min_length=1, max_length=64)
+    versions: dict[str, str]
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples_from_lists(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {
+            k: tuple(v) if k in ("parties", "releases") and isinstance(v, list) else v
+            for k, v in data.items()
+        }
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.parties)) != len(self.parties):
+            raise ValueError("got a party twice, expected each name once")
+        names = [release.name for release in self.releases]
+        if len(set(names)) != len(names):
+            raise ValueError("got a release name twice, expected each name once")
+        return self
+
+    def text(self) -> str:
+        """The canonical text."""
+        return canonical(self.model_dump(mode="json", by_alias=True))
+
+    def rank(self, party: str) -> int:
+        """Rank of a party; raises `ConfigError` when the job does not name it."""
+        try:
+            return self.parties.index(party)
+        except ValueError:
+            raise ConfigError(
+                f"got party {party!r}, expected one of {', '.join(self.parties)}",
+                hint="the job does not name it",
+            ) from None
+
+    def release(self, name: str) -> Release:
+        """The release of that name; raises `ConfigError` when the job does not list it."""
+        for release in self.releases:
+            if release.name == name:
+                return release
+        raise ConfigError(f"got release {name!r}, expected one that the job lists")
+
+
+def canonical(document: object) -> str:
+    """Canonical JSON: sorted keys, no white space, ASCII, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(text: str) -> bytes:
+    """SHA-256 of the domain-separated job text, 32 bytes."""
+    return hashlib.sha256(_DIGEST_DOMAIN + text.encode("ascii", "strict")).digest()
+
+
+def parse(text: str) -> JobSpec:
+    """Reads a job text and refuses anything that is not canonical. Raises `ConfigError`."""
+    if len(text) > MAX_TEXT_BYTES:
+        raise ConfigError(f"got a job text of {len(text)} bytes, expected at most {MAX_TEXT_BYTES}")
+    if not text.isascii():
+        raise ConfigError("got a job text with non-ASCII characters, expected canonical JSON")
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"got a job text that is not JSON: {error}") from None
+    try:
+        spec = JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"job text: {describe(error)}") from None
+    if spec.text() != text:
+        raise ConfigError("got a job text that is not canonical, expected sorted keys and no white space")
+    return spec
+
+
+def describe(error: ValidationError) -> str:
+    """One line for each wrong field, without echoing values longer than 60 characters."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "document"
+        got = re.sub(r"\s+", " ", repr(item.get("input")))[:60]
+        lines.append(f"{where}: {item['msg']} (got {got})")
+    return "; ".join(lines)
