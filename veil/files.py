@@ -40,9 +40,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises `StateError` when `path` exists already: a published directory is never overwritten.
     """
     if path.exists():
-        raise StateError(
-            f"got {path}, which exists, expected a new directory", hint="remove it or choose another"
-        )
+        raise StateError(f"got {path}, which exists, expected a new directory", hint="remove it or choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     temporary.mkdir(mode=0o755)

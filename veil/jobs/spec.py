@@ -122,19 +122,14 @@ class JobSpec(_Frozen):
     releases: tuple[Release, ...] = Field(min_length=1, max_length=64)
     versions: dict[str, str]
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
     @model_validator(mode="before")
     @classmethod
     def _tuples_from_lists(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        return {
-            k: tuple(v) if k in ("parties", "releases") and isinstance(v, list) else v
-            for k, v in data.items()
-        }
+        return {k: tuple(v) if k in ("parties", "releases") and isinstance(v, list) else v for k, v in data.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
