@@ -21,3 +21,16 @@ def shared_data() -> Callable[[str], Path]:
         return folder.resolve()
 
     return find
+
+
+@pytest.fixture(scope="session")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial consortium "trial" with parties alpha, beta and gamma: folders <role>-<name>, made once per session.
+
+    Load one with `Credentials.load(consortium / "party-alpha")`; tests that change a folder copy it first.
+    """
+    from veil.identity.trial import make_consortium
+
+    folder = tmp_path_factory.mktemp("consortium")
+    make_consortium(folder, "trial", ["alpha", "beta", "gamma"])
+    return folder

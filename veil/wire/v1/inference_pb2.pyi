@@ -55,6 +55,9 @@ class GetParametersResponse(_message.Message):
     MAX_QUERY_BYTES_FIELD_NUMBER: _builtins.int
     MAX_KEY_BYTES_FIELD_NUMBER: _builtins.int
     PARAMETERS_DIGEST_FIELD_NUMBER: _builtins.int
+    ITEM_NORM_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    SCORE_ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the parameter set ("session-8192")."""
     poly_modulus_degree: _builtins.int
@@ -76,7 +79,17 @@ class GetParametersResponse(_message.Message):
     max_key_bytes: _builtins.int
     """Largest accepted evaluation keys, bytes."""
     parameters_digest: _builtins.bytes
-    """SHA-256 over all of the above; goes into each key digest."""
+    """SHA-256 over the parameter set and the Galois elements, that is, over all that evaluation keys depend on; goes into
+    each key digest.
+    """
+    item_norm: _builtins.float
+    """Largest norm of an item vector. A query is a unit vector u / |u|; the scores of u are those that decrypt, times |u|
+    and times this.
+    """
+    manifest_digest: _builtins.bytes
+    """SHA-256 of the manifest of the model, 32 bytes."""
+    score_error: _builtins.float
+    """Bound of the error of a score, for unit query and item vectors."""
     @_builtins.property
     def coeff_modulus_bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Bits of each coefficient prime, the special prime last."""
@@ -101,10 +114,13 @@ class GetParametersResponse(_message.Message):
         max_query_bytes: _builtins.int = ...,
         max_key_bytes: _builtins.int = ...,
         parameters_digest: _builtins.bytes = ...,
+        item_norm: _builtins.float = ...,
+        manifest_digest: _builtins.bytes = ...,
+        score_error: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baby_steps", b"baby_steps", "coeff_modulus_bits", b"coeff_modulus_bits", "dimensions", b"dimensions", "galois_elements", b"galois_elements", "item_scale_bits", b"item_scale_bits", "items", b"items", "max_key_bytes", b"max_key_bytes", "max_query_bytes", b"max_query_bytes", "name", b"name", "parameters_digest", b"parameters_digest", "poly_modulus_degree", b"poly_modulus_degree", "query_scale_bits", b"query_scale_bits", "response_ciphertexts", b"response_ciphertexts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baby_steps", b"baby_steps", "coeff_modulus_bits", b"coeff_modulus_bits", "dimensions", b"dimensions", "galois_elements", b"galois_elements", "item_norm", b"item_norm", "item_scale_bits", b"item_scale_bits", "items", b"items", "manifest_digest", b"manifest_digest", "max_key_bytes", b"max_key_bytes", "max_query_bytes", b"max_query_bytes", "name", b"name", "parameters_digest", b"parameters_digest", "poly_modulus_degree", b"poly_modulus_degree", "query_scale_bits", b"query_scale_bits", "response_ciphertexts", b"response_ciphertexts", "score_error", b"score_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,7 +249,9 @@ class RegisterKeysResponse(_message.Message):
 
     KEY_DIGEST_FIELD_NUMBER: _builtins.int
     key_digest: _builtins.bytes
-    """SHA-256 of parameters digest and keys, 32 bytes: name them by this when scoring."""
+    """SHA-256 of "veil/evaluation-keys/v1" and a zero byte, parameters digest and keys, 32 bytes: name them by this when
+    scoring.
+    """
     def __init__(
         self,
         *,
@@ -275,20 +293,23 @@ Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
 
 @_typing.final
 class ScoreResponse(_message.Message):
-    """Encrypted scores."""
+    """Encrypted scores of some blocks of items."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CIPHERTEXTS_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     compute_us: _builtins.int
-    """Microseconds that the server spent on the arithmetic."""
+    """Microseconds that the server spent on the arithmetic of the whole query."""
     manifest_digest: _builtins.bytes
     """Digest of the manifest that the scores belong to."""
+    first_block: _builtins.int
+    """Number of the first block in this message, from 0."""
     @_builtins.property
     def ciphertexts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One ciphertext for each block of items."""
+        """One ciphertext for each block, in order; at most 1 MiB together."""
 
     def __init__(
         self,
@@ -296,10 +317,11 @@ class ScoreResponse(_message.Message):
         ciphertexts: _abc.Iterable[_builtins.bytes] | None = ...,
         compute_us: _builtins.int = ...,
         manifest_digest: _builtins.bytes = ...,
+        first_block: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertexts", b"ciphertexts", "compute_us", b"compute_us", "manifest_digest", b"manifest_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertexts", b"ciphertexts", "compute_us", b"compute_us", "first_block", b"first_block", "manifest_digest", b"manifest_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,7 +56,7 @@ class InferenceServiceStub:
                 request_serializer=veil_dot_wire_dot_v1_dot_inference__pb2.RegisterKeysRequest.SerializeToString,
                 response_deserializer=veil_dot_wire_dot_v1_dot_inference__pb2.RegisterKeysResponse.FromString,
                 _registered_method=True)
-        self.Score = channel.unary_unary(
+        self.Score = channel.unary_stream(
                 '/veil.wire.v1.InferenceService/Score',
                 request_serializer=veil_dot_wire_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=veil_dot_wire_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
@@ -97,7 +97,9 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Scores of all items for one encrypted user vector. The response has the same shape for every query.
+        """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
+        query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
+        RESOURCE_EXHAUSTED: too many queries at once; ask again later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +128,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=veil_dot_wire_dot_v1_dot_inference__pb2.RegisterKeysRequest.FromString,
                     response_serializer=veil_dot_wire_dot_v1_dot_inference__pb2.RegisterKeysResponse.SerializeToString,
             ),
-            'Score': grpc.unary_unary_rpc_method_handler(
+            'Score': grpc.unary_stream_rpc_method_handler(
                     servicer.Score,
                     request_deserializer=veil_dot_wire_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
                     response_serializer=veil_dot_wire_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
@@ -263,7 +265,7 @@ class InferenceService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/veil.wire.v1.InferenceService/Score',

@@ -43,8 +43,11 @@ class InferenceServiceStub:
     """The public files that a client needs to turn a history into a vector and an item number into a title."""
     RegisterKeys: _grpc.StreamUnaryMultiCallable[_inference_pb2.RegisterKeysRequest, _inference_pb2.RegisterKeysResponse]
     """Stores a client's evaluation keys under their digest; the same keys again are a no-op."""
-    Score: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
-    """Scores of all items for one encrypted user vector. The response has the same shape for every query."""
+    Score: _grpc.UnaryStreamMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
+    """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
+    query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
+    RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -61,8 +64,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """The public files that a client needs to turn a history into a vector and an item number into a title."""
     RegisterKeys: _aio.StreamUnaryMultiCallable[_inference_pb2.RegisterKeysRequest, _inference_pb2.RegisterKeysResponse]  # type: ignore[assignment]
     """Stores a client's evaluation keys under their digest; the same keys again are a no-op."""
-    Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Scores of all items for one encrypted user vector. The response has the same shape for every query."""
+    Score: _aio.UnaryStreamMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
+    query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
+    RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores encrypted user vectors. The server holds items, ciphertexts and evaluation keys; never a vector, a score
@@ -106,7 +112,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _inference_pb2.ScoreRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inference_pb2.ScoreResponse, _abc.Awaitable[_inference_pb2.ScoreResponse]]:
-        """Scores of all items for one encrypted user vector. The response has the same shape for every query."""
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.ScoreResponse], _abc.AsyncIterator[_inference_pb2.ScoreResponse]]:
+        """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
+        query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
+        RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

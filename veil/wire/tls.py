@@ -1,0 +1,55 @@
+"""Mutual TLS: the only file that turns credentials into something that connects or listens.
+
+Guarantee: both sides show a certificate of their consortium's authority, always; there is no other kind of channel or
+port in Veil. gRPC negotiates TLS 1.2 or 1.3 (between two Veils 1.3).
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import tempfile
+from pathlib import Path
+
+import grpc
+
+from veil.identity.credentials import Credentials
+
+
+def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    """For a client that shows its own certificate and trusts its authority alone."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=credentials.authority_pem,
+        private_key=credentials.key_pem(),
+        certificate_chain=credentials.certificate_pem,
+    )
+
+
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """For a server that refuses, in the handshake, whoever shows no certificate of its authority."""
+    return grpc.ssl_server_credentials(
+        [(credentials.key_pem(), credentials.certificate_pem)],
+        root_certificates=credentials.authority_pem,
+        require_client_auth=True,
+    )
+
+
+def probe_context(credentials: Credentials) -> ssl.SSLContext:
+    """For Python's `ssl`: as a client of `channel_credentials`, but whoever the authority vouches for may answer.
+
+    It serves only to read the certificate of a server that gRPC has already refused; no request is sent over it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=credentials.authority_pem.decode("ascii"))
+    context.set_alpn_protocols(["h2"])
+    # `ssl` reads keys from files only: the key passes through one encrypted under a password that is never stored
+    password = secrets.token_hex(32)
+    with tempfile.TemporaryDirectory(prefix="veil-probe-") as folder:
+        path = Path(folder) / "pair.pem"
+        path.touch(mode=0o600)
+        path.write_bytes(credentials.key_pem(password.encode()) + credentials.certificate_pem)
+        context.load_cert_chain(path, password=password)
+    return context
