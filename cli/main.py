@@ -1,0 +1,106 @@
+"""The `veil` command. A program is imported only when its command runs, so that `veil --help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from veil import __version__
+from veil.errors import DataError, PeerError, VeilError
+
+# command -> (module, attribute, one line for the overview). Attributes are typer apps or plain functions.
+_COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("cli.demo", "demo", "The whole way on one machine: joint training, encrypted scoring, a report."),
+    "certs": ("cli.certs", "app", "Keys and certificates: make, request, sign, show, renew."),
+    "catalogue": ("cli.catalogue", "app", "The public item catalogue: build, show."),
+    "coordinator": ("cli.programs", "coordinator", "Run the coordinator."),
+    "dealer": ("cli.programs", "dealer", "Run the dealer of correlated randomness."),
+    "party": ("cli.party", "app", "A data owner's daemon: start, check the data, status, approve or refuse jobs."),
+    "job": ("cli.job", "app", "Training jobs: submit, watch, list, show, cancel."),
+    "privacy": ("cli.privacy", "app", "What a budget buys, and what a party has spent."),
+    "serve": ("cli.serve", "serve", "Serve a published model to clients that send encrypted vectors."),
+    "recommend": ("cli.recommend", "recommend", "Ask a server for recommendations without showing it the history."),
+    "baseline": (
+        "cli.baseline",
+        "app",
+        "The same model in plaintext on all the data: what privacy is measured against.",
+    ),
+    "bench": ("cli.bench", "app", "Timings as ratios, measured side by side in one run."),
+}
+
+
+def main() -> None:
+    """Entry point. A `VeilError` becomes one readable paragraph and exit status 1; nothing else is swallowed."""
+    arguments = sys.argv[1:]
+    level = os.environ.get("VEIL_LOG", "WARNING").upper()
+    if arguments[:1] in (["-v"], ["--verbose"]):
+        level, arguments = "INFO", arguments[1:]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _overview()
+        return
+    if arguments[0] == "--version":
+        print(f"veil {__version__}")
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in _COMMANDS:
+        sys.exit(f"veil: got command {command[:40]!r}, expected one of {', '.join(_COMMANDS)}\n  see: veil --help")
+    try:
+        application(command)(args=rest, prog_name=f"veil {command}")
+    except VeilError as error:
+        sys.exit(describe(error))
+    except KeyboardInterrupt:
+        sys.exit("veil: stopped")
+
+
+def application(command: str) -> typer.Typer:
+    """The typer application behind one command, imported now."""
+    module, attribute, summary = _COMMANDS[command]
+    target = getattr(importlib.import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        target.info.help = target.info.help or summary
+        app = target
+    else:
+        app = typer.Typer()
+        app.command()(target)
+    # Our own errors are one paragraph; a bug should show a plain traceback, without local variables in it.
+    app.pretty_exceptions_enable = False
+    return app
+
+
+def describe(error: VeilError) -> str:
+    """What went wrong, who or where, and what to do."""
+    lines = [f"veil: {error.message}"]
+    if isinstance(error, PeerError) and error.culprits:
+        lines.append(f"  at fault: {', '.join(error.culprits)}")
+    if isinstance(error, DataError) and error.lines:
+        lines.append(f"  lines: {', '.join(map(str, error.lines))}")
+    if error.hint:
+        lines.append(f"  what to do: {error.hint}")
+    lines.append(f"  code: {error.code}")
+    return "\n".join(lines)
+
+
+def _overview() -> None:
+    console = Console()
+    console.print(
+        "Train one recommender across organisations that may not show each other their users' data,\n"
+        "and score it for clients that do not show the server what they like.\n"
+    )
+    console.print("usage: veil [-v] COMMAND [OPTIONS]      veil COMMAND --help says more\n", markup=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, (_, _, summary) in _COMMANDS.items():
+        table.add_row(f"  {name}", summary)
+    console.print(table)
+    console.print(
+        "\nall of it on one machine:  veil demo --out out/demo\n"
+        "between machines:          README.md, tutorial 1\n"
+        "more logging:              -v, or VEIL_LOG=DEBUG",
+        markup=False,
+    )

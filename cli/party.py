@@ -1,0 +1,148 @@
+"""`veil party`: a data owner's daemon, and what its own staff ask of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from veil.wire.v1.party_pb2_grpc import PartyServiceStub
+
+app = typer.Typer(no_args_is_help=True, help="A data owner's daemon and its operator's calls.")
+
+Config = Annotated[Path, typer.Option("--config", help="TOML file; deploy/party.toml has a comment on every key.")]
+Address = Annotated[str, typer.Option("--party", envvar="VEIL_PARTY", help="host:port of the party's daemon.")]
+Name = Annotated[str, typer.Option("--name", help="Name that the party's certificate must carry.")]
+CredentialsDir = Annotated[
+    Path,
+    typer.Option("--credentials", envvar="VEIL_CREDENTIALS", help="Directory with the operator's key.pem, cert.pem."),
+]
+
+
+@app.command()
+def start(config: Config) -> None:
+    """Run the daemon: prepare the rows, join the coordinator, take part in jobs.
+
+    Example: veil party start --config deploy/party.toml
+    """
+    from party.__main__ import run
+
+    run(config)
+
+
+@app.command()
+def check(config: Config) -> None:
+    """Read the rows as the daemon would, report what is wrong with them, and send nothing.
+
+    Example: veil party check --config deploy/party.toml
+    """
+    from party import store
+    from party.config import load
+    from veil.identity.credentials import Credentials
+    from veil.recsys.catalogue import Catalogue
+
+    settings = load(config)
+    identity = Credentials.load(settings.credentials).identity
+    catalogue = Catalogue.load(settings.catalogue)
+    report = store.prepare(settings.data, catalogue, settings.state).report
+    print(f"identity   {identity}")
+    print(f"catalogue  {catalogue.items} items, {catalogue.digest}")
+    print(
+        f"rows       {report.rows_read} read, {report.rows_kept} kept, {report.rows_bad} bad, "
+        f"{report.rows_duplicate} repeated, {report.rows_unknown_item} of items that the catalogue does not have"
+    )
+
+
+@app.command()
+def status(party: Address, name: Name, credentials: CredentialsDir) -> None:
+    """Budget, jobs and data of a running daemon.
+
+    Example: veil party status --party alpha.example.org:7100 --name alpha --credentials certs/operator-main
+    """
+    from veil.wire.v1 import party_pb2
+
+    with _stub(party, name, credentials) as stub:
+        reply = stub.GetStatus(party_pb2.GetStatusRequest())
+    budget, ingest = reply.budget, reply.ingest
+    print(f"party      {reply.party}, Veil {reply.software_version}, {'joined' if reply.joined else 'not joined'}")
+    print(
+        f"budget     epsilon {budget.epsilon_spent_micro / 1e6:.4f} of {budget.epsilon_limit_micro / 1e6:g} spent "
+        f"at delta {budget.delta}, {budget.releases} releases"
+    )
+    print(f"rows       {ingest.rows_kept} kept of {ingest.rows_read}, {ingest.rows_bad} bad")
+    print(f"running    {', '.join(reply.running_jobs) or 'nothing'}")
+    print(f"waiting    {', '.join(reply.pending_jobs) or 'nothing'}")
+
+
+@app.command()
+def pending(party: Address, name: Name, credentials: CredentialsDir) -> None:
+    """Jobs that wait for a decision, with their full text and digest."""
+    from veil.wire.v1 import party_pb2
+
+    with _stub(party, name, credentials) as stub:
+        reply = stub.ListPendingJobs(party_pb2.ListPendingJobsRequest())
+    for job in reply.jobs:
+        print(f"job     {job.job_id}\ndigest  {job.digest.hex()}\n{job.text}\n")
+    if not reply.jobs:
+        print("nothing waits")
+
+
+@app.command()
+def approve(
+    job_id: Annotated[str, typer.Argument(help="The job's identifier.")],
+    digest: Annotated[str, typer.Option("--digest", help="The digest that you have looked at (veil party pending).")],
+    party: Address,
+    name: Name,
+    credentials: CredentialsDir,
+) -> None:
+    """Sign a job that waits."""
+    from veil.errors import ConfigError
+    from veil.wire.v1 import party_pb2
+
+    try:
+        digest_bytes = bytes.fromhex(digest)
+    except ValueError:
+        raise ConfigError(f"got digest {digest[:80]!r}, expected 64 hexadecimal digits") from None
+    with _stub(party, name, credentials) as stub:
+        stub.ApproveJob(party_pb2.ApproveJobRequest(job_id=job_id, digest=digest_bytes))
+    print(f"signed {job_id}")
+
+
+@app.command()
+def refuse(
+    job_id: Annotated[str, typer.Argument(help="The job's identifier.")],
+    reason: Annotated[str, typer.Option("--reason", help="Shown to the job's operator.")],
+    party: Address,
+    name: Name,
+    credentials: CredentialsDir,
+) -> None:
+    """Decline a job that waits."""
+    from veil.wire.v1 import party_pb2
+
+    with _stub(party, name, credentials) as stub:
+        stub.RefuseJob(party_pb2.RefuseJobRequest(job_id=job_id, reason=reason))
+    print(f"declined {job_id}")
+
+
+def _stub(address: str, name: str, credentials: Path) -> AbstractContextManager[PartyServiceStub]:
+    from contextlib import contextmanager
+
+    from veil.identity.credentials import Credentials
+    from veil.identity.names import Identity, Role
+    from veil.wire.channel import open_channel
+    from veil.wire.status import translated
+    from veil.wire.v1.party_pb2_grpc import PartyServiceStub
+
+    @contextmanager
+    def connected() -> Iterator[PartyServiceStub]:
+        own = Credentials.load(credentials)
+        expect = Identity(own.identity.consortium, Role.PARTY, name)
+        with open_channel(address, own, expect) as channel, translated(str(expect)):
+            yield PartyServiceStub(channel)
+
+    return connected()

@@ -1,0 +1,73 @@
+"""`veil privacy`: what a budget buys, and what a party has spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="What a budget buys, and what a party has spent.")
+
+
+@app.command()
+def ledger(
+    config: Annotated[Path, typer.Option("--config", help="The party's TOML file.")],
+) -> None:
+    """Every release on record at this party, and what they compose to. Reads the ledger only.
+
+    Example: veil privacy ledger --config deploy/party.toml
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from party.config import load
+    from veil.jobs.spec import NEIGHBOURING
+    from veil.privacy.ledger import Ledger
+
+    settings = load(config)
+    book = Ledger(settings.state / "ledger.sqlite", epsilon_limit=settings.budget.epsilon, delta=settings.budget.delta)
+    table = Table("job", "release", "sensitivity", "noise", "noise multiplier")
+    for entry in book.entries():
+        release = entry.release
+        multiplier = release.sigma / release.sensitivity
+        table.add_row(entry.job_id[:8], release.name, str(release.sensitivity), str(release.sigma), f"{multiplier:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"spent: epsilon {book.spent():.4f} of {settings.budget.epsilon:g} at delta {settings.budget.delta:g}, "
+        f"per user, {NEIGHBOURING}"
+    )
+
+
+@app.command()
+def plan(
+    epsilon: Annotated[float, typer.Option(help="Epsilon of the whole job.")],
+    items: Annotated[int, typer.Option(help="Items of the catalogue.")],
+    features: Annotated[int, typer.Option(help="Public features of an item.")] = 200,
+    delta: Annotated[float, typer.Option(help="Delta of the whole job.")] = 1e-5,
+    noise: Annotated[Literal["dealer", "parties"], typer.Option(help="dealer or parties.")] = "dealer",
+    parties: Annotated[int, typer.Option(help="Number of parties.")] = 3,
+) -> None:
+    """The openings that a job would make, and the noise on each.
+
+    Example: veil privacy plan --epsilon 3 --items 3706
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from veil.privacy import accountant
+    from veil.recsys.plan import plan_subspace
+
+    trainer, releases = plan_subspace(
+        epsilon=epsilon, delta=delta, noise_source=noise, parties=parties, items=items, features=features
+    )
+    table = Table("opening", "shape", "sensitivity", "noise", "noise multiplier")
+    for release in releases:
+        multiplier = release.sigma / release.sensitivity
+        shape = " x ".join(map(str, release.shape))
+        table.add_row(release.name, shape, str(release.sensitivity), str(release.sigma), f"{multiplier:.3f}")
+    console = Console()
+    console.print(table)
+    spent = accountant.epsilon(releases, delta)
+    console.print(f"epsilon {spent:.4f} at delta {delta:g} per user, add-or-remove-one-user; trainer: {trainer}")

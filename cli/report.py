@@ -1,0 +1,198 @@
+"""The demo's report: `report.json` for machines and a self-contained `report.html` for people, from one dictionary.
+
+Every number in the page is a number in the JSON; plots are inline SVG, so that the page opens anywhere offline.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from veil.files import write_atomic
+
+Report = dict[str, Any]
+
+# One colour a model, the same in every plot; distinguishable without hue (Okabe and Ito 2008).
+_COLOURS = {"private": "#0072b2", "plaintext": "#009e73", "ials": "#e69f00", "popularity": "#999999"}
+_LABELS = {
+    "private": "Veil, private",
+    "plaintext": "same model, plaintext",
+    "ials": "iALS, plaintext",
+    "popularity": "popularity",
+}
+_METRICS = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def write(report: Report, directory: Path) -> None:
+    """Writes `report.json` and `report.html` into `directory`."""
+    text = json.dumps(report, indent=2, allow_nan=False)
+    write_atomic(directory / "report.json", text.encode())
+    write_atomic(directory / "report.html", render(report).encode())
+
+
+def render(report: Report) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["bytes"] = readable_bytes
+    plots = {
+        "quality": _quality(report["metrics"]),
+        "phases": _phases(report["train"]["phases"]),
+        "traffic": _traffic(report["train"]["bytes_sent_per_party"]),
+        "budget": _budget(report["train"]["releases"]),
+        "latency": _latency(report["scoring"]),
+        "agreement": _agreement(report["scoring"]["sample"]),
+    }
+    return environment.get_template("report.html.j2").render(
+        report=report, plots=plots, labels=_LABELS, metric_names=_METRICS
+    )
+
+
+def readable_bytes(count: float) -> str:
+    """1,234,567 -> "1.2 MB" (decimal units)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                if name and not name.isdigit():
+                    return name
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    # Matplotlib made this text from numbers and fixed labels; party names pass through its own escaping.
+    return Markup(text[text.index("<svg") :])  # noqa: S704
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(figsize=(width, height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(axis="both", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _quality(metrics: Mapping[str, Mapping[str, float]]) -> Markup:
+    figure, axes = _figure(7.2, 3.2)
+    width = 0.8 / len(_LABELS)
+    for position, (model, label) in enumerate(_LABELS.items()):
+        places = [index + (position - (len(_LABELS) - 1) / 2) * width for index in range(len(_METRICS))]
+        bars = axes.bar(places, [metrics[model][key] for key in _METRICS], width, label=label, color=_COLOURS[model])
+        axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+    axes.set_xticks(range(len(_METRICS)), list(_METRICS.values()))
+    axes.grid(axis="x", visible=False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.margins(y=0.25)
+    return _svg(figure)
+
+
+def _phases(phases: Mapping[str, Mapping[str, float]]) -> Markup:
+    figure, axes = _figure(7.2, 0.6 * len(phases) + 1.2)
+    steps = list(dict.fromkeys(step for party in phases.values() for step in party))
+    colours = plt.get_cmap("cividis")
+    for row, (_, seconds) in enumerate(phases.items()):
+        left = 0.0
+        for index, step in enumerate(steps):
+            value = seconds.get(step, 0.0)
+            axes.barh(row, value, left=left, color=colours(index / max(len(steps) - 1, 1)), height=0.6)
+            left += value
+    handles = [Rectangle((0, 0), 1, 1, color=colours(i / max(len(steps) - 1, 1))) for i in range(len(steps))]
+    axes.legend(handles, steps, frameon=False, fontsize=8, ncols=len(steps), loc="lower left", bbox_to_anchor=(0, 1))
+    axes.set_yticks(range(len(phases)), list(phases))
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.grid(axis="y", visible=False)
+    return _svg(figure)
+
+
+def _traffic(sent: Mapping[str, int]) -> Markup:
+    figure, axes = _figure(7.2, 0.45 * len(sent) + 0.8)
+    bars = axes.barh(list(sent), [count / 1e6 for count in sent.values()], color="#0072b2", height=0.6)
+    axes.bar_label(bars, fmt="%.1f MB", fontsize=8, padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("megabytes sent")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.15)
+    return _svg(figure)
+
+
+def _budget(releases: list[Mapping[str, Any]]) -> Markup:
+    figure, axes = _figure(7.2, 0.45 * len(releases) + 0.8)
+    shares = [1 / release["noise_multiplier"] ** 2 for release in releases]
+    total = sum(shares)
+    bars = axes.barh(
+        [release["name"] for release in releases],
+        [100 * share / total for share in shares],
+        color="#0072b2",
+        height=0.6,
+    )
+    axes.bar_label(bars, fmt="%.0f %%", fontsize=8, padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the budget (1 / noise multiplier squared), per cent")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.15)
+    return _svg(figure)
+
+
+def _latency(scoring: Mapping[str, Any]) -> Markup:
+    figure, axes = _figure(7.2, 2.4)
+    axes.hist(scoring["round_trip_ms"], bins=20, color="#0072b2")
+    axes.axvline(scoring["median_ms"], color="#d55e00", linewidth=1.5, label=f"median {scoring['median_ms']:.1f} ms")
+    axes.set_xlabel("milliseconds from vector to decrypted scores")
+    axes.set_ylabel("queries")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _agreement(sample: Mapping[str, list[float]]) -> Markup:
+    figure, axes = _figure(7.2, 3.0)
+    errors = [encrypted - plain for plain, encrypted in zip(sample["plaintext"], sample["encrypted"], strict=True)]
+    axes.scatter(sample["plaintext"], errors, s=4, color="#0072b2", linewidths=0, rasterized=False)
+    axes.set_xlabel("score computed in plaintext")
+    axes.set_ylabel("decrypted minus plaintext")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return _svg(figure)

@@ -1,0 +1,228 @@
+"""The party's daemon: one port, one stream to the coordinator, one worker process for the job at hand.
+
+Guarantee: rows are read by `party.store` and by workers only; the daemon decides (reviews, signs, pays at the ledger)
+and relays, and never computes with rows. A worker that crashes ends its job, not the daemon.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from party import store
+from party.config import PartyConfig
+from party.link import CoordinatorLink
+from party.review import Reviewed, review
+from party.run import JobRun
+from veil.errors import PolicyError, StateError, VeilError
+from veil.identity.credentials import Credentials
+from veil.identity.names import Identity, Role
+from veil.jobs import convert, signing
+from veil.jobs.reports import Failure, Progress
+from veil.mpc.grpc_mesh import MeshServicer
+from veil.privacy.ledger import Ledger
+from veil.recsys.catalogue import Catalogue
+from veil.wire.v1 import coordinator_pb2, job_pb2
+
+_LOG = logging.getLogger("veil.party")
+_MOST_PENDING = 100
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A job that waits for a person."""
+
+    job: job_pb2.Job
+    reviewed: Reviewed
+
+
+class Daemon:
+    """State of one party between jobs. The gRPC shell (`party.service`) and the coordinator's link call into it."""
+
+    def __init__(self, config: PartyConfig, credentials: Credentials) -> None:
+        if credentials.identity.role is not Role.PARTY:
+            raise StateError(f"got a certificate of {credentials.identity}, expected one of role party")
+        self.config = config
+        self.credentials = credentials
+        self.name = credentials.identity.name
+        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.catalogue = Catalogue.load(config.catalogue)
+        self.prepared = store.prepare(config.data, self.catalogue, config.state)
+        self.ledger = Ledger(
+            config.state / "ledger.sqlite", epsilon_limit=config.budget.epsilon, delta=config.budget.delta
+        )
+        self.mesh = MeshServicer()
+        self._lock = threading.Lock()
+        self._pending: dict[str, Pending] = {}
+        self._signed: dict[str, Reviewed] = {}
+        self._runs: dict[str, JobRun] = {}
+        self.link = CoordinatorLink(
+            config.coordinator.address,
+            Identity(credentials.identity.consortium, Role.COORDINATOR, config.coordinator.name),
+            credentials,
+            config.advertise,
+            self._handle,
+        )
+
+    # --- decisions ---------------------------------------------------------------------------------------------
+
+    def pending(self) -> list[job_pb2.Job]:
+        """Jobs that wait for a person, oldest first."""
+        with self._lock:
+            return [entry.job for entry in self._pending.values()]
+
+    def running(self) -> list[str]:
+        """Identifiers of the jobs that run now."""
+        with self._lock:
+            return [job_id for job_id, run in self._runs.items() if run.active]
+
+    def approve(self, job_id: str, digest: bytes) -> None:
+        """Signs a pending job. Raises `StateError` when it is unknown or its digest is another."""
+        with self._lock:
+            entry = self._pending.get(job_id)
+            if entry is None:
+                raise StateError(f"got job {job_id[:32]!r}, expected one that waits for a decision")
+            if entry.reviewed.digest != digest:
+                raise StateError("got another digest than the job's", hint="look at the job again before you approve")
+            del self._pending[job_id]
+        # The budget may have been spent since the job was proposed.
+        self._sign(job_id, self._review(entry.job))
+
+    def refuse(self, job_id: str, reason: str) -> None:
+        """Declines a pending job."""
+        with self._lock:
+            if self._pending.pop(job_id, None) is None:
+                raise StateError(f"got job {job_id[:32]!r}, expected one that waits for a decision")
+        self._report_refusal(job_id, PolicyError(f"{self.name} declined: {reason[:200]}"))
+
+    # --- commands of the coordinator ---------------------------------------------------------------------------
+
+    def _handle(self, response: coordinator_pb2.JoinResponse) -> None:
+        command = response.WhichOneof("command")
+        try:
+            if command == "propose":
+                self._consider(response.propose.job)
+            elif command == "start":
+                self._start(response.start)
+            elif command == "stop":
+                self._stop(response.stop.job_id, convert.failure_from_wire(response.stop.failure))
+            elif command == "confirmed":
+                _LOG.info("job %s: every party holds the same model", response.confirmed.job_id[:8])
+        except VeilError as error:
+            _LOG.warning("command %s: %s", command, error)
+
+    def _review(self, job: job_pb2.Job) -> Reviewed:
+        return review(
+            job.text,
+            job.digest,
+            me=self.credentials.identity,
+            dealer=self.config.dealer.name,
+            catalogue=self.catalogue,
+            ledger=self.ledger,
+            rules=self.config.approval,
+        )
+
+    def _consider(self, job: job_pb2.Job) -> None:
+        try:
+            reviewed = self._review(job)
+        except VeilError as error:
+            _LOG.warning("job %s refused: %s", job.job_id[:8], error)
+            self._report_refusal(job.job_id, error)
+            return
+        if self.config.approval.mode == "policy":
+            self._sign(job.job_id, reviewed)
+            return
+        with self._lock:
+            if len(self._pending) >= _MOST_PENDING:
+                self._pending.pop(next(iter(self._pending)))
+            self._pending[job.job_id] = Pending(job, reviewed)
+        _LOG.info("job %s waits for a decision: veil party approve", job.job_id[:8])
+
+    def _sign(self, job_id: str, reviewed: Reviewed) -> None:
+        approval = signing.approve(self.credentials, reviewed.digest)
+        with self._lock:
+            self._signed[job_id] = reviewed
+        _LOG.info("job %s signed: epsilon %.4f, digest %s", job_id[:8], reviewed.epsilon, reviewed.digest.hex()[:16])
+        self.link.report(
+            coordinator_pb2.JoinRequest(
+                signed=coordinator_pb2.JobSigned(job_id=job_id, approval=convert.approval_to_wire(approval))
+            )
+        )
+
+    def _start(self, start: coordinator_pb2.StartJob) -> None:
+        job_id = start.job_id
+        with self._lock:
+            reviewed = self._signed.pop(job_id, None)
+        try:
+            if reviewed is None:
+                raise StateError(f"got a start of job {job_id[:8]}, which {self.name} has not signed")
+            if self.running():
+                raise StateError(f"{self.name} runs another job now, expected one at a time")
+            run = JobRun(
+                job_id=job_id,
+                reviewed=reviewed,
+                approvals=[convert.approval_from_wire(approval) for approval in start.approvals],
+                addresses={peer.party: peer.address for peer in start.peers},
+                config=self.config,
+                credentials=self.credentials,
+                rows=self.prepared.path,
+                ledger=self.ledger,
+                mesh=self.mesh,
+                on_progress=lambda progress: self._report_progress(job_id, progress),
+                on_done=lambda outcome: self.link.report(
+                    coordinator_pb2.JoinRequest(
+                        done=coordinator_pb2.JobDone(job_id=job_id, outcome=convert.outcome_to_wire(outcome))
+                    )
+                ),
+                on_failed=lambda error: self._report_failure(job_id, error),
+            )
+        except VeilError as error:
+            self._report_failure(job_id, error)
+            return
+        with self._lock:
+            self._runs = {key: value for key, value in self._runs.items() if value.active}
+            self._runs[job_id] = run
+        run.start()
+
+    def _stop(self, job_id: str, failure: Failure) -> None:
+        with self._lock:
+            self._pending.pop(job_id, None)
+            self._signed.pop(job_id, None)
+            run = self._runs.get(job_id)
+        if run is not None:
+            run.stop(failure.error())
+
+    # --- reports -----------------------------------------------------------------------------------------------
+
+    def _report_refusal(self, job_id: str, error: VeilError) -> None:
+        failure = Failure.of(error, otherwise=(self.name,))
+        self.link.report(
+            coordinator_pb2.JoinRequest(
+                refused=coordinator_pb2.JobRefused(job_id=job_id, failure=convert.failure_to_wire(failure))
+            )
+        )
+
+    def _report_progress(self, job_id: str, progress: Progress) -> None:
+        self.link.report(
+            coordinator_pb2.JoinRequest(
+                progress=coordinator_pb2.JobProgress(job_id=job_id, progress=convert.progress_to_wire(progress))
+            )
+        )
+
+    def _report_failure(self, job_id: str, error: VeilError) -> None:
+        _LOG.error("job %s failed: %s", job_id[:8], error)
+        failure = Failure.of(error, otherwise=(self.name,))
+        self.link.report(
+            coordinator_pb2.JoinRequest(
+                failed=coordinator_pb2.JobFailed(job_id=job_id, failure=convert.failure_to_wire(failure))
+            )
+        )
+
+    def close(self) -> None:
+        """Stops the link and whatever runs."""
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            run.stop(StateError(f"{self.name} is shutting down"))
+        self.link.stop()

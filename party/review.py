@@ -1,0 +1,108 @@
+"""What a party checks before it signs a job: pure functions of the job text and of what the party holds.
+
+A party believes nothing that it can recompute: the digest, the releases that the trainer implies, their sensitivity,
+the epsilon, and what its own ledger still allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+
+from party.config import Approval
+from veil import __version__
+from veil.errors import ConfigError, PolicyError
+from veil.identity.names import Identity
+from veil.jobs.spec import JobSpec, digest, parse
+from veil.privacy import accountant
+from veil.privacy.ledger import Ledger
+from veil.privacy.mechanism import check_headroom
+from veil.recsys.catalogue import Catalogue
+from veil.recsys.subspace import SubspaceAlgorithm
+
+# No deployment has more users than this in all; the ring must hold their sum plus the noise.
+_MOST_USERS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """A job that this party would sign: its text parsed, its digest and its epsilon recomputed here."""
+
+    spec: JobSpec
+    digest: bytes
+    epsilon: float
+
+
+def review(
+    text: str,
+    claimed_digest: bytes,
+    *,
+    me: Identity,
+    dealer: str,
+    catalogue: Catalogue,
+    ledger: Ledger,
+    rules: Approval,
+) -> Reviewed:
+    """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why."""
+    # (1) The text is canonical and its digest is the one that everybody else was shown.
+    spec = parse(text)
+    own_digest = digest(text)
+    if own_digest != claimed_digest:
+        raise ConfigError(
+            f"got job digest {claimed_digest.hex()[:16]}…, expected {own_digest.hex()[:16]}… for this text",
+            hint="the coordinator shows different texts to different parties, or the text was altered on the way",
+        )
+    # (2) It is for this consortium, names this party, and draws randomness where this party expects it.
+    if spec.consortium != me.consortium:
+        raise ConfigError(f"got a job of consortium {spec.consortium!r}, expected {me.consortium!r}")
+    spec.rank(me.name)
+    if spec.dealer != dealer:
+        raise PolicyError(f"got dealer {spec.dealer!r}, expected {dealer!r}", hint="see [dealer] in the party's config")
+    # (3) Everybody runs the same software.
+    own_versions = {"veil": __version__, "dp-accounting": metadata.version("dp-accounting")}
+    for name, version in own_versions.items():
+        if spec.versions.get(name) != version:
+            raise PolicyError(
+                f"got a job for {name} {spec.versions.get(name)!r}, expected {version!r}",
+                hint="install the same versions everywhere, then submit again",
+            )
+    # (4) Everybody holds the same public catalogue.
+    if spec.catalogue.digest != catalogue.digest:
+        raise ConfigError(
+            f"got catalogue {spec.catalogue.digest[:23]}…, expected {catalogue.digest[:23]}…",
+            hint="distribute one catalogue directory to all parties",
+        )
+    # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity.
+    SubspaceAlgorithm(spec, catalogue)
+    for release in spec.releases:
+        check_headroom(
+            sensitivity=release.sensitivity,
+            sigma=release.sigma,
+            users=_MOST_USERS,
+            noise_source=spec.privacy.noise.source,
+            parties=len(spec.parties),
+        )
+    # (6) The epsilon that the job claims is what its releases cost, recomputed here.
+    epsilon = accountant.epsilon(spec.releases, spec.privacy.delta)
+    if epsilon > spec.privacy.epsilon:
+        raise PolicyError(
+            f"got a job that claims epsilon {spec.privacy.epsilon:g}, expected at least {epsilon:.4f} for its releases"
+        )
+    # (7) The party's own rules and what is left of its budget.
+    _check_rules(spec, rules)
+    ledger.check(spec.releases)
+    return Reviewed(spec, own_digest, epsilon)
+
+
+def _check_rules(spec: JobSpec, rules: Approval) -> None:
+    if spec.privacy.epsilon > rules.max_epsilon_per_job:
+        raise PolicyError(
+            f"got epsilon {spec.privacy.epsilon:g}, expected at most {rules.max_epsilon_per_job:g} per job",
+            hint="[approval] max_epsilon_per_job in the party's config",
+        )
+    if len(spec.parties) < rules.min_parties:
+        raise PolicyError(f"got {len(spec.parties)} parties, expected at least {rules.min_parties}")
+    if spec.privacy.noise.source not in rules.noise_sources:
+        raise PolicyError(
+            f"got noise source {spec.privacy.noise.source!r}, expected one of {', '.join(rules.noise_sources)}"
+        )

@@ -1,0 +1,156 @@
+"""The worker: one process, one job, no network. Holds the rows and CrypTen's state, and talks to its daemon only.
+
+`python -m party.worker --fd N` with N an inherited socket; the daemon starts it (`party.run`). What it is told, it is
+told over that socket; its environment names no key and no address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from party import store
+from party.publish import publish
+from party.trainer import train
+from veil.errors import StateError, VeilError, WireError
+from veil.jobs.reports import steps
+from veil.jobs.spec import JobSpec, Release, digest, parse
+from veil.mpc.communicator import TensorCommunicator
+from veil.mpc.faults import to_document
+from veil.mpc.provider import DealerProvider, party_noise
+from veil.mpc.relay import RelayTransport
+from veil.mpc.session import Session
+from veil.recsys.catalogue import Catalogue
+from veil.recsys.subspace import SubspaceAlgorithm
+
+_LOG = logging.getLogger("veil.party.worker")
+
+
+class SecureRounds:
+    """`party.trainer.Rounds` over a CrypTen session: noise inside the sharing, the ledger before the opening."""
+
+    def __init__(
+        self, session: Session, provider: DealerProvider, spec: JobSpec, rank: int, daemon: RelayTransport
+    ) -> None:
+        self._session = session
+        self._provider = provider
+        self._source = spec.privacy.noise.source
+        self._daemon = daemon
+        self.rank = rank
+
+    def open(self, release: Release, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """See `party.trainer.Rounds.open`."""
+        noise = self._provider.noise_share(release) if self._source == "dealer" else party_noise(release)
+        opened = self._session.open_noised_sum(release, torch.from_numpy(own), noise, self._permit)
+        return np.asarray(opened.numpy(), dtype=np.int64)
+
+    def broadcast(self, data: bytes | None) -> bytes:
+        """See `party.trainer.Rounds.broadcast`."""
+        public = self._session.broadcast_public(data, src=0)
+        if not isinstance(public, bytes):
+            raise WireError("got a public tensor of the lead, expected public bytes")
+        return public
+
+    def _permit(self, release: Release) -> None:
+        self._daemon.request("permit", {"release": release.name})
+
+
+def run(source: socket.socket, rank: int, parties: int) -> None:
+    """Takes part in one job, start to end. Failures are reported to the daemon, then raised."""
+    daemon = RelayTransport(source, rank, parties)
+    try:
+        job = daemon.request("init", {})
+        _take_part(daemon, job)
+    except VeilError as error:
+        try:
+            daemon.request("failed", to_document(error))
+        except VeilError:
+            _LOG.warning("the daemon could not be told: %s", error)
+        raise
+    finally:
+        daemon.close()
+
+
+def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
+    spec = parse(str(job["job_text"]))
+    job_digest = digest(spec.text())
+    party = str(job["party"])
+    rank = spec.rank(party)
+    if (rank, len(spec.parties)) != (daemon.rank, daemon.world_size):
+        raise StateError(f"got rank {daemon.rank} of {daemon.world_size}, expected {rank} of {len(spec.parties)}")
+    finished = _progress(daemon, spec)
+
+    catalogue = Catalogue.load(Path(job["catalogue"]), expect_digest=spec.catalogue.digest)
+    interactions = store.load(Path(job["rows"]), catalogue.digest)
+    algorithm = SubspaceAlgorithm(spec, catalogue)
+    finished("load")
+
+    seed = bytes.fromhex(job["seed"])
+    provider = DealerProvider(rank, seed, daemon.correct if rank == 0 else None)
+    communicator = TensorCommunicator(daemon, spec.parties, float(job["timeout_s"]))
+    with Session(communicator, provider, job_digest=job_digest, releases=spec.releases) as session:
+        finished("mesh")
+        rounds = SecureRounds(session, provider, spec, rank, daemon)
+        state = train(spec, algorithm, interactions, rounds, finished)
+        manifest_digest = publish(
+            spec,
+            algorithm.publish(state),
+            catalogue,
+            session,
+            rank=rank,
+            sign=lambda manifest: daemon.request("sign", {"manifest": manifest}),
+            directory=Path(job["model"]),
+            authority_pem=str(job["authority_pem"]).encode("ascii"),
+        )
+        session.barrier()
+    finished("publish")
+    daemon.request("published", {"manifest_digest": manifest_digest.hex()})
+
+
+def _progress(daemon: RelayTransport, spec: JobSpec) -> Callable[[str], None]:
+    names = steps(spec)
+
+    def finished(step: str) -> None:
+        daemon.request("progress", {"step": step, "done": names.index(step) + 1})
+
+    return finished
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="python -m party.worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the daemon")
+    parser.add_argument("--rank", type=int, required=True, help="own rank in the job")
+    parser.add_argument("--parties", type=int, required=True, help="number of parties of the job")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=os.environ.get("VEIL_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "0") or torch.get_num_threads())))
+    try:
+        source = socket.socket(fileno=arguments.fd)
+    except OSError as error:
+        raise StateError(
+            f"got file descriptor {arguments.fd}, expected an inherited socket: {error.strerror}"
+        ) from None
+    try:
+        run(source, arguments.rank, arguments.parties)
+    except VeilError as error:
+        _LOG.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
