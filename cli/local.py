@@ -138,7 +138,7 @@ class LocalConsortium:
             "credentials": str(self.credentials(Role.SCORING)),
             "model": str(model),
             "state": str(self.root / "scoring"),
-            "required_signers": self.parties,
+            "require_signers": self.parties,
         }
         return self._start("scoring", "he_inference", {**config, **changes})
 
@@ -193,7 +193,7 @@ def _wait_until_listening(process: Process, offset: int) -> None:
     while time.monotonic() < deadline:
         with process.log.open("rb") as file:
             file.seek(offset)
-            if b"listening on" in file.read():
+            if b" listens at " in file.read():
                 return
         if not process.alive:
             raise StateError(f"{process.name} ended before it listened:\n{process.tail()}")

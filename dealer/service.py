@@ -1,0 +1,86 @@
+"""DealerService: hands out correlated randomness, learns job texts and shapes, never a share or an opening.
+
+A thin gRPC shell over `dealer.sessions`; identities come from certificates, errors become statuses in
+`veil.wire.channel`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from dealer.sessions import Limits, Sessions, payload_bytes
+from veil.identity.names import Identity, Role
+from veil.mpc.items import from_wire
+from veil.privacy.noise import ByteSource, system_source
+from veil.wire.channel import CHUNK_BYTES, Service, caller
+from veil.wire.v1 import dealer_pb2, dealer_pb2_grpc
+
+SERVICE_NAME = "veil.wire.v1.DealerService"
+_log = logging.getLogger("veil.dealer")
+
+
+class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
+    """`concurrent` corrections are computed at a time, which bounds memory together with the limit on elements.
+
+    `entropy` and `noise_source` are for tests that need to know the draws; a dealer in use takes the defaults.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        limits: Limits | None = None,
+        concurrent: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        entropy: Callable[[int], bytes] = os.urandom,
+        noise_source: Callable[[], ByteSource] = system_source,
+    ) -> None:
+        self.sessions = Sessions(
+            identity, limits=limits or Limits(), clock=clock, entropy=entropy, noise_source=noise_source
+        )
+        self._slots = threading.BoundedSemaphore(concurrent)
+
+    def service(self) -> Service:
+        """What `veil.wire.channel.serve` takes."""
+        return Service(
+            name=SERVICE_NAME,
+            add=lambda server: dealer_pb2_grpc.add_DealerServiceServicer_to_server(self, server),
+            roles=frozenset({Role.PARTY}),
+        )
+
+    def OpenSession(
+        self, request: dealer_pb2.OpenSessionRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.OpenSessionResponse:
+        """Registers the caller and hands it its seed, once."""
+        party = caller(context)
+        seed = self.sessions.open(party, request.job_id, request.job_text, request.job_digest)
+        _log.info("job %s: %s registered", request.job_id, party.name)
+        return dealer_pb2.OpenSessionResponse(seed=seed)
+
+    def Correct(
+        self, request: dealer_pb2.CorrectRequest, context: grpc.ServicerContext
+    ) -> Iterator[dealer_pb2.CorrectResponse]:
+        """The correction of one item, in pieces of at most 1 MiB."""
+        party = caller(context)
+        item = from_wire(request)
+        with self._slots:
+            data = payload_bytes(self.sessions.correct(party, request.job_id, request.index, item))
+        _log.debug("job %s: item %d %s, %d bytes", request.job_id, request.index, item.kind, len(data))
+        for start in range(0, max(len(data), 1), CHUNK_BYTES):
+            piece = bytes(data[start : start + CHUNK_BYTES])
+            yield dealer_pb2.CorrectResponse(payload=piece, last=start + CHUNK_BYTES >= len(data))
+
+    def CloseSession(
+        self, request: dealer_pb2.CloseSessionRequest, context: grpc.ServicerContext
+    ) -> dealer_pb2.CloseSessionResponse:
+        """Forgets a job."""
+        party = caller(context)
+        self.sessions.close(party, request.job_id)
+        _log.info("job %s: closed by %s", request.job_id, party.name)
+        return dealer_pb2.CloseSessionResponse()

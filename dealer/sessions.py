@@ -1,0 +1,185 @@
+"""What the dealer knows of each job, and the rules by which it hands out randomness. No network, no clock of its own.
+
+Rules: a party registers once for a job, with the text whose digest it signed; all present the same digest; noise
+parameters come from that text alone; only rank 0 asks for corrections, after everybody has registered, in order, each
+index once and each release's noise once; a job is forgotten on request of one of its parties or when it is idle too
+long. Seeds live in memory only and are never printed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from veil.errors import ConfigError, IdentityError, PolicyError, ProtocolMismatch, StateError, WireError
+from veil.identity.names import Identity, Role
+from veil.jobs.spec import JobSpec, digest, parse
+from veil.mpc.items import MAX_ELEMENTS, MAX_WORK, Item, check
+from veil.mpc.triples import correction, item_key
+from veil.privacy.noise import ByteSource, rounded_gaussian, system_source
+
+SEED_BYTES = 32
+_JOB_ID_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what callers may make the dealer do."""
+
+    sessions: int = 64
+    items: int = 1_000_000
+    elements: int = MAX_ELEMENTS
+    work: int = MAX_WORK
+    idle_s: float = 3600.0
+
+
+@dataclass(repr=False)
+class _Job:
+    spec: JobSpec
+    digest: bytes
+    last_used_s: float
+    seeds: dict[int, bytes] = field(default_factory=dict)
+    next_index: int = 0
+    noised: set[str] = field(default_factory=set)
+    busy: bool = False
+
+
+class Sessions:
+    """All jobs of one dealer. `identity` is the dealer's own; `clock` counts seconds, `entropy` makes seeds."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        limits: Limits,
+        clock: Callable[[], float],
+        entropy: Callable[[int], bytes],
+        noise_source: Callable[[], ByteSource] = system_source,
+    ) -> None:
+        self._identity = identity
+        self._limits = limits
+        self._clock = clock
+        self._entropy = entropy
+        self._noise_source = noise_source
+        self._jobs: dict[str, _Job] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Sessions({len(self._jobs)} jobs)"
+
+    def open(self, caller: Identity, job_id: str, text: str, job_digest: bytes) -> bytes:
+        """Registers a party for a job; its seed, 32 bytes."""
+        if not 1 <= len(job_id) <= _JOB_ID_LENGTH or not job_id.isascii():
+            raise WireError(f"got a job id of {len(job_id)} characters, expected 1 to {_JOB_ID_LENGTH} of ASCII")
+        spec = parse(text)
+        own_digest = digest(text)
+        if not hmac.compare_digest(own_digest, job_digest):
+            raise ProtocolMismatch(
+                "got a digest that is not that of the text, expected the same", culprits=(caller.name,)
+            )
+        if spec.consortium != self._identity.consortium or spec.dealer != self._identity.name:
+            raise ConfigError(
+                f"got a job for dealer {spec.dealer!r} of {spec.consortium!r}, "
+                f"expected {self._identity.name!r} of {self._identity.consortium!r}"
+            )
+        rank = self._rank(caller, spec)
+        with self._lock:
+            self._expire()
+            job = self._jobs.get(job_id)
+            if job is None:
+                if len(self._jobs) >= self._limits.sessions:
+                    raise StateError(f"got {len(self._jobs)} jobs already, expected fewer", hint="try again later")
+                job = self._jobs[job_id] = _Job(spec, own_digest, self._clock())
+            if not hmac.compare_digest(job.digest, own_digest):
+                raise ProtocolMismatch(
+                    "got another digest than the parties before, expected one", culprits=(caller.name,)
+                )
+            if rank in job.seeds:
+                raise StateError(f"got party {caller.name!r} a second time, expected each once for a job")
+            job.seeds[rank] = self._entropy(SEED_BYTES)
+            job.last_used_s = self._clock()
+            return job.seeds[rank]
+
+    def correct(self, caller: Identity, job_id: str, index: int, item: Item) -> Tensor:
+        """The correction of item number `index`, int64 of the item's dependent shape, for the party of rank 0."""
+        with self._lock:
+            self._expire()
+            job = self._find(job_id)
+            if self._rank(caller, job.spec) != 0:
+                raise PolicyError(f"got a request of {caller.name!r}, expected it from {job.spec.parties[0]!r} only")
+            if len(job.seeds) < len(job.spec.parties):
+                missing = [name for rank, name in enumerate(job.spec.parties) if rank not in job.seeds]
+                raise StateError(f"got a request before {', '.join(missing)} registered, expected all parties first")
+            if job.busy or index != job.next_index or index >= self._limits.items:
+                expected = f"index {job.next_index} below {self._limits.items}, one at a time"
+                raise StateError(f"got index {index}, expected {expected}")
+            item = self._complete(job, item)
+            check(item, max_elements=self._limits.elements, max_work=self._limits.work)
+            # From here on the index is spent, whatever happens: an index is never served twice.
+            job.next_index += 1
+            if item.kind == "noise":
+                job.noised.add(item.release)
+            job.busy = True
+            keys = [item_key(job.seeds[rank], index, item) for rank in range(len(job.spec.parties))]
+        try:
+            return correction(item, keys, self._draw(job, item) if item.kind == "noise" else None)
+        finally:
+            with self._lock:
+                job.busy = False
+                job.last_used_s = self._clock()
+
+    def _complete(self, job: _Job, item: Item) -> Item:
+        """A noise item gets its shape from the job text; other items stay as they are."""
+        if item.kind != "noise":
+            return item
+        release = job.spec.release(item.release)
+        if job.spec.privacy.noise.source != "dealer":
+            raise PolicyError("got a request for noise, expected none: by the job text the parties draw it")
+        if release.name in job.noised:
+            raise PolicyError(f"got a second request for the noise of {release.name!r}, expected one draw")
+        return replace(item, shapes=(release.shape,))
+
+    def _draw(self, job: _Job, item: Item) -> Tensor:
+        release = job.spec.release(item.release)
+        draw = rounded_gaussian(release.size, release.sigma, self._noise_source())
+        return torch.from_numpy(draw).reshape(release.shape)
+
+    def close(self, caller: Identity, job_id: str) -> None:
+        """Forgets a job. One party is enough: without all of them no job goes on."""
+        with self._lock:
+            job = self._find(job_id)
+            self._rank(caller, job.spec)
+            del self._jobs[job_id]
+
+    def expire(self) -> int:
+        """Forgets idle jobs; how many are left."""
+        with self._lock:
+            self._expire()
+            return len(self._jobs)
+
+    def _expire(self) -> None:
+        oldest = self._clock() - self._limits.idle_s
+        for job_id in [job_id for job_id, job in self._jobs.items() if job.last_used_s < oldest and not job.busy]:
+            del self._jobs[job_id]
+
+    def _find(self, job_id: str) -> _Job:
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise StateError("got a job that is not open here, expected OpenSession first", hint="it may have expired")
+        return job
+
+    def _rank(self, caller: Identity, spec: JobSpec) -> int:
+        in_roster = caller.role is Role.PARTY and caller.consortium == spec.consortium and caller.name in spec.parties
+        if not in_roster:
+            raise IdentityError(f"got {caller}, expected a party of the job: {', '.join(spec.parties)}")
+        return spec.rank(caller.name)
+
+
+def payload_bytes(tensor: Tensor) -> memoryview:
+    """Little-endian bytes of a correction."""
+    return memoryview(tensor.contiguous().numpy().astype("<i8", copy=False).tobytes())

@@ -1,0 +1,166 @@
+"""An operator's wish (job.toml) and the job text that it becomes.
+
+Guarantee: a `JobRequest` is checked field by field, unknown keys included; `resolve` adds everything that the parties
+sign (catalogue digest, releases, versions, nonce), so that one `JobSpec` has no open end. The planner is handed in, so
+that reading a request needs no numerical library.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from veil import __version__
+from veil.errors import ConfigError
+from veil.files import read_bounded
+from veil.jobs.spec import Catalogue, JobSpec, Name, Noise, Privacy, Release, SubspaceTrainer, describe
+
+MAX_REQUEST_BYTES = 64 * 1024
+# Packages whose behaviour a model depends on; every party must run the same.
+VERSIONED = ("torch", "crypten", "dp-accounting")
+
+_Override = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CatalogueSection(_Section):
+    """Where the operator's copy of the public catalogue lies; its digest and sizes go into the job."""
+
+    path: Path
+
+
+class PrivacySection(_Section):
+    """What the job may cost each user, over all its releases together."""
+
+    epsilon: float = Field(gt=0, le=1000)
+    delta: float = Field(gt=0, lt=0.01)
+    noise: Literal["dealer", "parties"] = "dealer"
+
+
+class TrainerSection(_Section):
+    """Which trainer, and what it shall not choose by itself: any key of the trainer, as a number."""
+
+    kind: Literal["subspace"] = "subspace"
+    overrides: dict[_Override, float] = Field(default_factory=dict, max_length=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_overrides(cls, data: object) -> object:
+        if not isinstance(data, dict) or "overrides" in data:
+            return data
+        return {
+            **{key: value for key, value in data.items() if key == "kind"},
+            "overrides": {key: value for key, value in data.items() if key != "kind"},
+        }
+
+
+class JobRequest(_Section):
+    """What an operator writes. `parties` are in rank order; `path` is absolute after `load`."""
+
+    name: Name
+    parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
+    dealer: Name = "main"
+    catalogue: CatalogueSection
+    privacy: PrivacySection
+    trainer: TrainerSection = TrainerSection()
+
+    @model_validator(mode="after")
+    def _each_party_once(self) -> Self:
+        if len(set(self.parties)) != len(self.parties):
+            raise ValueError("got a party twice, expected each name once")
+        return self
+
+
+class Planner(Protocol):
+    """From a budget to a trainer and its releases: `veil.recsys.plan.plan_subspace`."""
+
+    def __call__(
+        self,
+        *,
+        epsilon: float,
+        delta: float,
+        noise_source: Literal["dealer", "parties"],
+        parties: int,
+        items: int,
+        features: int,
+        overrides: Mapping[str, float] | None,
+    ) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
+        """Raises `ConfigError` when the budget or an override cannot be met."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueFacts:
+    """What a job says of the catalogue: `sha256:` digest, number of items, number of feature columns."""
+
+    digest: str
+    items: int
+    features: int
+
+
+def load(path: Path) -> JobRequest:
+    """Reads a job.toml. Raises `ConfigError` that names each wrong key."""
+    try:
+        document = tomllib.loads(read_bounded(path, MAX_REQUEST_BYTES).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: got text that is not TOML: {error}") from None
+    try:
+        request = JobRequest.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}", hint="deploy/job.toml explains every key") from None
+    anchored = CatalogueSection(path=path.resolve().parent / request.catalogue.path)
+    return request.model_copy(update={"catalogue": anchored})
+
+
+def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts, planner: Planner) -> JobSpec:
+    """The job that the parties will be asked to sign. Raises `ConfigError` when the request cannot be met."""
+    trainer, releases = planner(
+        epsilon=request.privacy.epsilon,
+        delta=request.privacy.delta,
+        noise_source=request.privacy.noise,
+        parties=len(request.parties),
+        items=catalogue.items,
+        features=catalogue.features,
+        overrides=request.trainer.overrides,
+    )
+    try:
+        return JobSpec(
+            name=request.name,
+            nonce=secrets.token_hex(16),
+            consortium=consortium,
+            parties=request.parties,
+            dealer=request.dealer,
+            catalogue=Catalogue(digest=catalogue.digest, items=catalogue.items, features=catalogue.features),
+            privacy=Privacy(
+                epsilon=request.privacy.epsilon,
+                delta=request.privacy.delta,
+                noise=Noise(source=request.privacy.noise),
+            ),
+            trainer=trainer,
+            releases=releases,
+            versions=versions(),
+        )
+    except ValidationError as error:
+        raise ConfigError(f"job: {describe(error)}") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Veil and of what the result depends on, as installed here. Raises `ConfigError` without one."""
+    found = {"veil": __version__}
+    for name in VERSIONED:
+        try:
+            # a build tag ("+cpu", "+cu128") differs between machines that compute the same
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            raise ConfigError(f"got no installed {name}, expected one", hint="run `make setup`") from None
+    return found

@@ -1,0 +1,73 @@
+"""What a session may open, and a record of what it has opened.
+
+A session refuses every opening that the job does not list by name and shape, and each name a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from veil.errors import RevealError
+from veil.jobs.spec import Release
+
+_log = logging.getLogger("veil.mpc")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One value that became known to every party. `digest` is the SHA-256 of its little-endian bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    mechanism: str
+    digest: str
+
+
+class RevealPolicy:
+    """The openings that one job lists: noised releases, and other tensors by name and shape."""
+
+    def __init__(self, releases: Iterable[Release], openings: Mapping[str, tuple[int, ...]]) -> None:
+        self._releases = {release.name: release for release in releases}
+        self._openings = {name: tuple(shape) for name, shape in openings.items()}
+        self._used: set[str] = set()
+        self._log: list[Opening] = []
+
+    @property
+    def log(self) -> tuple[Opening, ...]:
+        """Everything opened so far, in order."""
+        return tuple(self._log)
+
+    def admit_release(self, release: Release) -> None:
+        """Raises `RevealError` unless the job lists exactly this release and it has not been opened."""
+        if self._releases.get(release.name) != release:
+            raise RevealError(
+                f"got release {release.name!r}, expected one as the job lists it",
+                hint="name, shape, sensitivity and sigma must be those of the signed text",
+            )
+        self._once(release.name)
+
+    def admit_opening(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises `RevealError` unless the job lists this opening with this shape and it has not been made."""
+        if name not in self._openings:
+            raise RevealError(f"got opening {name!r}, expected one that the job lists")
+        if self._openings[name] != shape:
+            raise RevealError(f"got shape {shape} for opening {name!r}, expected {self._openings[name]}")
+        self._once(name)
+
+    def _once(self, name: str) -> None:
+        if name in self._used:
+            raise RevealError(f"got {name!r} a second time, expected each opening once")
+        self._used.add(name)
+
+    def record(self, name: str, mechanism: str, opened: Tensor) -> Opening:
+        """Notes and logs what was opened, by digest."""
+        digest = f"sha256:{hashlib.sha256(opened.detach().contiguous().numpy().tobytes()).hexdigest()}"
+        opening = Opening(name=name, shape=tuple(opened.shape), mechanism=mechanism, digest=digest)
+        self._log.append(opening)
+        _log.info("opened %s %s by %s: %s", opening.name, list(opening.shape), mechanism, digest)
+        return opening

@@ -1,0 +1,335 @@
+"""Public data sets as one kind of object, and how a demo lays one out over organisations.
+
+The files are not part of Veil: their terms forbid handing them on (each folder's README states them). Every loader
+takes the folder where they lie. Sources: MovieLens (Harper and Konstan, TiiS 2015) in the split of He et al. (Neural
+Collaborative Filtering, WWW 2017); RecBole; Amazon reviews (McAuley) through ReChorus; Retail Rocket through CaseRec.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from veil.errors import ConfigError, DataError, InputError
+from veil.files import read_bounded, write_atomic
+from veil.recsys.catalogue import ItemTable
+from veil.recsys.interactions import Interactions
+from veil.recsys.splits import by_user, leave_one_out, sample_negatives
+
+Int64 = npt.NDArray[np.int64]
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+NEGATIVES = 99
+# Seed of the negatives that Veil draws for data sets that come without.
+NEGATIVES_SEED = 20260
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training interactions and what is held out.
+
+    Attributes:
+        name: for reports.
+        train: `users` x `items`.
+        test_items: int64[users], the held-out item of each user, -1 for none; never in `train`.
+        negatives: int64[users, 99], items that the user never met; None when there are none. A row may contain the
+            test item itself (the NCF split has 156 such rows); metrics ignore that entry.
+        table: the items' public facts.
+        extra: further arrays and numbers, by name (each loader says which).
+    """
+
+    name: str
+    train: Interactions
+    test_items: Int64
+    negatives: Int64 | None
+    table: ItemTable
+    extra: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks shapes and that no test item is trained on; raises `DataError`."""
+        users, items = self.train.users, self.train.items
+        if self.test_items.shape != (users,) or len(self.table) != items:
+            raise DataError(
+                f"got test items {self.test_items.shape} and {len(self.table)} items, expected {users} x {items}"
+            )
+        held = np.flatnonzero(self.test_items >= 0)
+        if len(held) and (
+            int(self.test_items.max()) >= items or bool(self.train.contains(held, self.test_items[held]).any())
+        ):
+            raise DataError("got a test item outside the catalogue or among the same user's training items")
+        negatives = self.negatives
+        if negatives is not None and (
+            negatives.ndim != 2
+            or len(negatives) != users
+            or (negatives.size and (int(negatives.min()) < 0 or int(negatives.max()) >= items))
+        ):
+            raise DataError(f"got negatives of shape {negatives.shape}, expected {users} rows of item numbers")
+
+    def subset(self, users: npt.ArrayLike, name: str | None = None) -> Dataset:
+        """The chosen users only, in the order given; `extra` is dropped."""
+        chosen = np.asarray(users, dtype=np.int64)
+        return Dataset(
+            name=name or self.name,
+            train=self.train.rows(chosen),
+            test_items=self.test_items[chosen],
+            negatives=None if self.negatives is None else self.negatives[chosen],
+            table=self.table,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One organisation's share: `data` holds the users numbered `users` (int64, increasing) in the whole data set."""
+
+    users: Int64
+    data: Dataset
+
+
+def split_parties(dataset: Dataset, fractions: Sequence[float], seed: int = 0) -> list[Part]:
+    """Splits the users over organisations at random, in the given shares (positive, adding up to 1)."""
+    return _parts(dataset, by_user(dataset.train.users, fractions, seed=seed))
+
+
+def split_as_given(dataset: Dataset) -> list[Part]:
+    """Splits by the organisation of each user that the data set states in `extra["party_of"]` (the synthetic one does).
+
+    Raises `DataError` when it states none.
+    """
+    party_of = dataset.extra.get("party_of")
+    if party_of is None or party_of.shape != (dataset.train.users,):
+        raise DataError(f"got data set {dataset.name} without party_of", hint="use split_parties")
+    return _parts(dataset, [np.flatnonzero(party_of == party).astype(np.int64) for party in np.unique(party_of)])
+
+
+def _parts(dataset: Dataset, groups: Sequence[Int64]) -> list[Part]:
+    return [Part(users, dataset.subset(users, f"{dataset.name}/{number}")) for number, users in enumerate(groups)]
+
+
+def write_party_csv(
+    path: Path,
+    interactions: Interactions,
+    item_ids: Sequence[str],
+    *,
+    user_ids: Sequence[str] | None = None,
+) -> None:
+    """Writes an organisation's raw file: header `user_id,item_id[,time]`, rows by time where known.
+
+    user_ids: one for each user; `user-0`, `user-1`, … when None. The time column is left out when times are unknown.
+    The test side of a data set is not in it. The file is readable by its owner only.
+    """
+    if len(item_ids) != interactions.items:
+        raise DataError(f"got {len(item_ids)} item ids, expected {interactions.items}")
+    if user_ids is not None and len(user_ids) != interactions.users:
+        raise DataError(f"got {len(user_ids)} user ids, expected {interactions.users}")
+    names = user_ids if user_ids is not None else [f"user-{number}" for number in range(interactions.users)]
+    frame = pl.DataFrame(
+        {
+            "user_id": pl.Series(list(names), dtype=pl.String).gather(interactions.row_of()),
+            "item_id": pl.Series(list(item_ids), dtype=pl.String).gather(interactions.indices.astype(np.int64)),
+        }
+    )
+    if interactions.time is not None:
+        frame = frame.with_columns(pl.Series("time", interactions.time)).sort("time", maintain_order=True)
+    buffer = io.BytesIO()
+    frame.write_csv(buffer)
+    write_atomic(Path(path), buffer.getvalue(), mode=0o600)
+
+
+def load_ml1m(folder: Path) -> Dataset:
+    """MovieLens-1M, the NCF leave-one-out split: 6,040 users, 3,706 items, 994,169 training interactions, no times.
+
+    Item numbers are NCF's; item ids are MovieLens ids, or `ncf-<number>` for the 91 rare items that have none.
+    """
+    users, items = 6040, 3706
+    train = _frame(folder / "train.tsv.gz", ["user", "item"])
+    test = _frame(folder / "test.rating", ["user", "item", "rating", "time"])
+    if test["user"].to_list() != list(range(users)):
+        raise DataError("got test.rating with other users than 0..6039 in order, expected the NCF split")
+    listed = _frame(folder / "test.negative.gz", ["pair", *(f"n{k}" for k in range(NEGATIVES))], {"pair": pl.String})
+    if listed["pair"].to_list() != [f"({user},{item})" for user, item in test.select("user", "item").iter_rows()]:
+        raise DataError("got test.negative.gz that does not fit test.rating, expected the NCF split")
+    return Dataset(
+        name="ml-1m",
+        train=Interactions.from_pairs(train["user"].to_numpy(), train["item"].to_numpy(), users=users, items=items),
+        test_items=test["item"].to_numpy().astype(np.int64),
+        negatives=listed.drop("pair").to_numpy().astype(np.int64),
+        table=_ml1m_items(folder),
+    )
+
+
+def load_ml1m_timed(folder: Path) -> Dataset:
+    """The users 0..2997 of `load_ml1m`, whose times are known: the same split, with `train.time`.
+
+    The training pairs that the raw file does not confirm (rare items known up to a swap) are left out. Item numbers
+    are the same as in `load_ml1m`.
+    """
+    whole = load_ml1m(folder)
+    known = whole.subset(np.arange(2998), "ml-1m-timed")
+    raw = _frame(folder / "ratings_users_1_2998.dat.gz", ["user", "item", "rating", "time"], separator="::")
+    numbers = {identifier: number for number, identifier in enumerate(whole.table.ids)}
+    raw = raw.with_columns(
+        pl.col("user") - 1,
+        pl.col("item").cast(pl.String).replace_strict(numbers, default=None, return_dtype=pl.Int64),
+    ).drop_nulls()
+    raw = raw.filter(pl.Series(known.train.contains(raw["user"].to_numpy(), raw["item"].to_numpy())))
+    train = Interactions.from_pairs(
+        raw["user"].to_numpy(),
+        raw["item"].to_numpy(),
+        users=known.train.users,
+        items=known.train.items,
+        time=raw["time"].to_numpy(),
+        value=raw["rating"].to_numpy(),
+    )
+    return Dataset(known.name, train, known.test_items, known.negatives, known.table)
+
+
+def load_ml100k(folder: Path) -> Dataset:
+    """MovieLens-100K (RecBole's files): 943 users, 1,682 items; last by time held out, 99 negatives drawn here."""
+    raw = _frame(folder / "ml-100k.inter.gz", ["user", "item", "rating", "time"], skip_header=True)
+    columns = {"item": pl.String, "title": pl.String, "year": pl.String, "class": pl.String}
+    facts = _frame(folder / "ml-100k.item.gz", list(columns), columns, skip_header=True).fill_null("")
+    years = [int(year) if year.isdigit() else 0 for year in facts["year"]]
+    table = ItemTable(
+        ids=tuple(facts["item"]),
+        titles=tuple(facts["title"]),
+        categories=tuple(tuple(dict.fromkeys(names.split())) for names in facts["class"]),
+        years=tuple(years),
+    )
+    return _by_last_time("ml-100k", raw, table)
+
+
+def load_amazon_grocery(folder: Path) -> Dataset:
+    """Amazon Grocery and Gourmet Food, 5-core: 14,681 users, 8,687 items; last by time held out, negatives drawn here.
+
+    Items carry a category number and no title.
+    """
+    raw = _frame(folder / "train.csv.gz", ["user", "item", "time"], skip_header=True)
+    columns = {"item": pl.Int64, "category": pl.String, "complement": pl.String, "substitute": pl.String}
+    facts = _frame(folder / "item_meta.csv.gz", list(columns), columns, skip_header=True)
+    category = dict(facts.select("item", "category").iter_rows())
+    met = sorted(set(raw["item"]))
+    table = ItemTable(
+        ids=tuple(str(item) for item in met),
+        titles=("",) * len(met),
+        categories=tuple((f"category {category[item]}",) if item in category else () for item in met),
+    )
+    return _by_last_time("amazon-grocery", raw, table)
+
+
+def load_retailrocket(folder: Path, events: Sequence[str] = ("view", "add_to_cart", "purchase")) -> Dataset:
+    """Retail Rocket, filtered sample: up to 3,431 users, 8,885 items, no times and no item facts.
+
+    events: which of "view", "add_to_cart", "purchase" count as an interaction. A random item of each user with two or
+    more is held out (seeded), negatives drawn here.
+    """
+    unknown = set(events) - {"view", "add_to_cart", "purchase"}
+    if unknown or not events:
+        raise ConfigError("got other events, expected some of view, add_to_cart, purchase")
+    raw = pl.concat(
+        _frame(folder / f"{event}_ecommerce.dat.gz", ["user", "item", "count"], skip_header=True) for event in events
+    )
+    met = sorted(set(raw["item"]))
+    table = ItemTable(ids=tuple(map(str, met)), titles=("",) * len(met), categories=((),) * len(met))
+    return _by_last_time("retailrocket", raw, table)
+
+
+LOADERS: Mapping[str, Callable[[Path], Dataset]] = {
+    "ml-1m": load_ml1m,
+    "ml-1m-timed": load_ml1m_timed,
+    "ml-100k": load_ml100k,
+    "amazon-grocery": load_amazon_grocery,
+    "retailrocket": load_retailrocket,
+}
+
+
+def load_dataset(name: str, folder: Path | None = None) -> Dataset:
+    """Loads by name: "synthetic", or one of `LOADERS` with its folder; also "name:folder" in one text.
+
+    Raises `ConfigError` for another name and `DataError`/`InputError` for files that do not fit.
+    """
+    if folder is None and ":" in name:
+        name, _, rest = name.partition(":")
+        folder = Path(rest)
+    if name == "synthetic":
+        from veil.recsys.synthetic import generate
+
+        return generate()
+    if name not in LOADERS:
+        raise ConfigError(f"got data set {name!r}, expected synthetic or NAME:FOLDER with NAME of {', '.join(LOADERS)}")
+    if folder is None or not Path(folder).is_dir():
+        raise ConfigError(
+            f"got no folder for data set {name}, expected {name}:FOLDER", hint="the folder with its files"
+        )
+    return LOADERS[name](Path(folder))
+
+
+def _by_last_time(name: str, raw: pl.DataFrame, table: ItemTable) -> Dataset:
+    """Numbers users and items, holds out the last by time (a random one without times) and draws negatives."""
+    people = {user: number for number, user in enumerate(sorted(set(raw["user"])))}
+    numbers = {identifier: number for number, identifier in enumerate(table.ids)}
+    interactions = Interactions.from_pairs(
+        raw["user"].replace_strict(people, return_dtype=pl.Int64).to_numpy(),
+        raw["item"].cast(pl.String).replace_strict(numbers, return_dtype=pl.Int64).to_numpy(),
+        users=len(people),
+        items=len(table),
+        time=raw["time"].cast(pl.Int64).to_numpy() if "time" in raw.columns else None,
+    )
+    order = "latest" if interactions.time is not None else "random"
+    held = leave_one_out(interactions, order=order, seed=NEGATIVES_SEED)  # type: ignore[arg-type]
+    negatives = sample_negatives(held.train, held.test_items, count=NEGATIVES, seed=NEGATIVES_SEED)
+    return Dataset(name, held.train, held.test_items, negatives, table)
+
+
+def _ml1m_items(folder: Path) -> ItemTable:
+    columns = {"item": pl.Int64, "id": pl.String, "title": pl.String, "genres": pl.String, "exact": pl.Int64}
+    facts = _frame(folder / "items.tsv", list(columns), columns, skip_header=True).fill_null("")
+    return ItemTable(
+        ids=tuple(identifier or f"ncf-{number}" for number, identifier in facts.select("item", "id").iter_rows()),
+        titles=tuple(facts["title"]),
+        categories=tuple(tuple(filter(None, names.split("|"))) for names in facts["genres"]),
+    )
+
+
+def _frame(
+    path: Path,
+    names: Sequence[str],
+    types: Mapping[str, type[pl.DataType]] | None = None,
+    *,
+    separator: str = "\t",
+    skip_header: bool = False,
+) -> pl.DataFrame:
+    """Reads a known file with columns by position; integers unless `types` says otherwise."""
+    data = read_bounded(path, MAX_FILE_BYTES)
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except (OSError, EOFError, zlib.error):
+            raise InputError(f"got {path.name}, which does not unpack, expected a gzip file") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"got more than {MAX_FILE_BYTES} bytes in {path.name}")
+    if separator != "\t":
+        data = data.replace(separator.encode(), b"\t")
+    defaults: dict[str, type[pl.DataType]] = {name: pl.Float64 if name == "rating" else pl.Int64 for name in names}
+    if types is None and b"." in data[:4096]:
+        defaults["time"] = pl.Float64
+    try:
+        return pl.read_csv(
+            data,
+            separator="\t",
+            has_header=False,
+            skip_rows=int(skip_header),
+            new_columns=list(names),
+            schema_overrides=[{**defaults, **(types or {})}[name] for name in names],
+            quote_char=None,
+        )
+    except pl.exceptions.PolarsError:
+        raise DataError(f"got {path.name} that does not parse, expected {len(names)} columns") from None
