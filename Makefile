@@ -11,7 +11,7 @@ OUT     ?= out/demo
 EPSILON ?= 3
 DATA    ?= synthetic
 PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
-CODE    := veil party coordinator dealer he_inference baseline cli tests tools
+CODE    := veil party coordinator dealer he_inference baseline cli tests examples
 
 .PHONY: help setup demo test check bench protos certs format clean
 

@@ -38,12 +38,15 @@ _console = Console(stderr=True)
 
 def demo(
     data: Annotated[
-        str, typer.Option(help="synthetic, or ml-1m:FOLDER, ml-100k:FOLDER, retailrocket:FOLDER, amazon-grocery:FOLDER.")
+        str,
+        typer.Option(help="synthetic, or ml-1m:FOLDER, ml-100k:FOLDER, retailrocket:FOLDER, amazon-grocery:FOLDER."),
     ] = "synthetic",
     parties: Annotated[int, typer.Option(min=2, max=len(_NAMES), help="How many organisations share the users.")] = 3,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of the training, per user, at delta 1e-5.")] = 3.0,
     noise: Annotated[str, typer.Option(help="Who draws the noise: dealer or parties.")] = "dealer",
-    encoder: Annotated[str, typer.Option(help="Text encoder of item titles: minilm, or none for categories alone.")] = "minilm",
+    encoder: Annotated[
+        str, typer.Option(help="Text encoder of item titles: minilm, or none for categories alone.")
+    ] = "minilm",
     out: Annotated[Path, typer.Option(help="Where report.json, report.html and the model go.")] = Path("out/demo"),
     keep: Annotated[bool, typer.Option(help="Keep certificates, logs and stores of the run in OUT/run.")] = False,
 ) -> None:
@@ -65,7 +68,9 @@ def demo(
         finally:
             if keep:
                 shutil.copytree(root, out / "run", dirs_exist_ok=True)
-    result["command"] = f"veil demo --data {data.split(':')[0]}{':FOLDER' if ':' in data else ''} --parties {parties} --epsilon {epsilon:g}"
+    # The folder is this machine's business, not the report's.
+    shown = f"{data.split(':')[0]}:FOLDER" if ":" in data else data
+    result["command"] = f"veil demo --data {shown} --parties {parties} --epsilon {epsilon:g} --noise {noise}"
     result["seconds"] = round(time.monotonic() - started, 1)
     report.write(result, out)
     _summary(result, out)
@@ -98,7 +103,9 @@ def _run(plan: _Plan, root: Path) -> dict[str, Any]:
         model_folder = root / f"party-{names[0]}" / "models" / job_id
         (root / "model").symlink_to(model_folder)
         published = load_model(model_folder, authority_pem)
-        scoring = _step(f"encrypted scoring: {_QUERIES} queries", lambda: _score(consortium, dataset, published, model_folder))
+        scoring = _step(
+            f"encrypted scoring: {_QUERIES} queries", lambda: _score(consortium, dataset, published, model_folder)
+        )
     quality = _step("quality: private, plaintext, iALS, popularity", lambda: _quality(dataset, catalogue, published))
     return {
         "dataset": dataset.name,
@@ -145,8 +152,10 @@ def _catalogue(dataset: Dataset, encoder: str, root: Path) -> Catalogue:
 
 
 def _split(dataset: Dataset, parties: int) -> list[Part]:
-    from veil.recsys.datasets import split_parties
+    from veil.recsys.datasets import split_as_given, split_parties
 
+    if dataset.name == "synthetic" and parties == 3:
+        return split_as_given(dataset)
     shares = _SHARES.get(parties) or tuple(2 * (rank + 1) / (parties * (parties + 1)) for rank in range(parties))
     return split_parties(dataset, shares, seed=1)
 
@@ -200,8 +209,7 @@ def _quality(dataset: Dataset, catalogue: Catalogue, published: Artifact) -> dic
     private = model_metrics(published.model, dataset)
     plaintext = plaintext_metrics(dataset, catalogue)
     references = reference_metrics(dataset)
-    named = {"private": private, "plaintext": plaintext, "ials": references["ials"], "popularity": references["popularity"]}
-    return {name: value.as_dict() for name, value in named.items()}
+    return {name: value.as_dict() for name, value in {"private": private, "plaintext": plaintext, **references}.items()}
 
 
 def _publish(root: Path, out: Path) -> None:
@@ -229,10 +237,12 @@ def _summary(result: dict[str, Any], out: Path) -> None:
     console.print(table)
     scoring = result["scoring"]
     console.print(
-        f"epsilon {result['epsilon_spent']:.4f} at delta {result['delta']:g}, per {result['unit']}, {result['neighbouring']}\n"
-        f"joint training {result['train']['seconds']:.1f} s, {result['train']['rounds']} openings; encrypted query "
-        f"{scoring['median_ms']:.1f} ms, error {scoring['max_abs_error']:.1e}, top-10 agreement {scoring['top10_overlap']:.3f}\n"
-        f"the whole demo {result['seconds']:.0f} s",
+        f"privacy          epsilon {result['epsilon_spent']:.4f} at delta {result['delta']:g} per {result['unit']}, "
+        f"{result['neighbouring']}\n"
+        f"joint training   {result['train']['seconds']:.1f} s, {result['train']['rounds']} openings\n"
+        f"encrypted query  {scoring['median_ms']:.1f} ms, error {scoring['max_abs_error']:.1e}, "
+        f"top-10 agreement {scoring['top10_overlap']:.3f}\n"
+        f"whole demo       {result['seconds']:.0f} s",
         highlight=False,
     )
     console.print(f"report: {out / 'report.html'}", highlight=False)

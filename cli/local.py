@@ -127,9 +127,9 @@ class LocalConsortium:
             "approval": {"mode": "policy", "max_epsilon_per_job": site.epsilon},
         }
 
-    def start_party(self, site: PartySite, catalogue: Path, **changes: object) -> Process:
+    def start_party(self, site: PartySite, catalogue: Path, changes: Mapping[str, object] | None = None) -> Process:
         """Starts a party's daemon; `changes` replace top-level keys of its configuration."""
-        return self._start(site.name, "party", {**self.party_config(site, catalogue), **changes})
+        return self._start(site.name, "party", {**self.party_config(site, catalogue), **(changes or {})})
 
     def start_scoring(self, model: Path, **changes: object) -> Process:
         """Starts the scoring server on a published model."""

@@ -43,7 +43,8 @@ def serve(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     if config is None:
-        missing = [f"--{name}" for name in ("model", "credentials", "listen", "signers") if not locals()[name]]
+        needed = {"model": "model", "credentials": "credentials", "listen": "listen", "signers": "require_signers"}
+        missing = [f"--{option}" for option, name in needed.items() if name not in chosen]
         if missing:
             raise ConfigError(f"got neither --config nor {', '.join(missing)}", hint="give a file, or these options")
         chosen.setdefault("state", Path("state/scoring"))

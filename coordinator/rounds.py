@@ -105,10 +105,9 @@ def _gone(turn: Turn, parties: Sequence[str], sentence: str) -> None:
             lost = tuple(party for party in lost if party not in job.outcomes)
             if lost:
                 turn.fail(job, Failure("PEER_LOST", sentence, lost))
-        for party in lost:
-            current = turn.jobs[job.job_id]
-            if isinstance(current, Failing):
-                _gather(turn, current, Report(party, Failure("PEER_LOST", sentence, (party,)), gone=True))
+        elif isinstance(job, Failing):
+            reports = [Report(party, Failure("PEER_LOST", sentence, (party,)), gone=True) for party in lost]
+            _gather(turn, job, *reports)
 
 
 def _reported(turn: Turn, event: m.JobEvent) -> None:
@@ -227,13 +226,17 @@ def _broke(turn: Turn, job: Active | Failing, event: m.Broke) -> None:
     _gather(turn, job, report)
 
 
-def _gather(turn: Turn, job: Failing, report: Report) -> None:
-    if any(earlier.party == report.party for earlier in job.reports):
+def _gather(turn: Turn, job: Failing, *reports: Report) -> None:
+    """Adds the first report of each party, then sees whether the verdict is out."""
+    heard = {earlier.party for earlier in job.reports}
+    fresh = [report for report in reports if report.party not in heard]
+    if not fresh:
         return
-    current = replace(job, reports=(*job.reports, report))
+    current = replace(job, reports=(*job.reports, *fresh))
     turn.put(current)
-    line = f"{report.party}: {report.failure.sentence}" if not report.gone else report.failure.sentence
-    turn.record(current, line, party=report.party)
+    for report in fresh:
+        line = report.failure.sentence if report.gone else f"{report.party}: {report.failure.sentence}"
+        turn.record(current, line, party=report.party)
     turn.judge(current)
 
 

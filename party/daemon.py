@@ -7,15 +7,18 @@ and relays, and never computes with rows. A worker that crashes ends its job, no
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 from party import store
 from party.config import PartyConfig
 from party.link import CoordinatorLink
 from party.review import Reviewed, review
 from party.run import JobRun
-from veil.errors import PolicyError, StateError, VeilError
+from veil.errors import PolicyError, StateError, VeilError, WireError
+from veil.files import read_bounded, write_atomic
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs import convert, signing
@@ -27,6 +30,7 @@ from veil.wire.v1 import coordinator_pb2, job_pb2
 
 _LOG = logging.getLogger("veil.party")
 _MOST_PENDING = 100
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Daemon:
             _LOG.warning("job %s refused: %s", job.job_id[:8], error)
             self._report_refusal(job.job_id, error)
             return
-        if self.config.approval.mode == "policy":
+        # The coordinator proposes again whenever this party comes back; a person is asked once for a digest.
+        if self.config.approval.mode == "policy" or self._approved_before(job.job_id, reviewed.digest):
             self._sign(job.job_id, reviewed)
             return
         with self._lock:
@@ -141,6 +146,8 @@ class Daemon:
 
     def _sign(self, job_id: str, reviewed: Reviewed) -> None:
         approval = signing.approve(self.credentials, reviewed.digest)
+        self._note(job_id).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(self._note(job_id), reviewed.digest.hex().encode(), mode=0o600)
         with self._lock:
             self._signed[job_id] = reviewed
         _LOG.info("job %s signed: epsilon %.4f, digest %s", job_id[:8], reviewed.epsilon, reviewed.digest.hex()[:16])
@@ -157,8 +164,8 @@ class Daemon:
         try:
             if reviewed is None:
                 raise StateError(f"got a start of job {job_id[:8]}, which {self.name} has not signed")
-            if self.running():
-                raise StateError(f"{self.name} runs another job now, expected one at a time")
+            with self._lock:
+                predecessors = [run for run in self._runs.values() if run.active]
             run = JobRun(
                 job_id=job_id,
                 reviewed=reviewed,
@@ -169,6 +176,7 @@ class Daemon:
                 rows=self.prepared.path,
                 ledger=self.ledger,
                 mesh=self.mesh,
+                predecessors=predecessors,
                 on_progress=lambda progress: self._report_progress(job_id, progress),
                 on_done=lambda outcome: self.link.report(
                     coordinator_pb2.JoinRequest(
@@ -192,6 +200,18 @@ class Daemon:
             run = self._runs.get(job_id)
         if run is not None:
             run.stop(failure.error())
+        self._note(job_id).unlink(missing_ok=True)
+
+    # --- what has been approved, kept over a restart -----------------------------------------------------------
+
+    def _note(self, job_id: str) -> Path:
+        if not _JOB_ID.fullmatch(job_id):
+            raise WireError(f"got job id {job_id[:40]!r}, expected 32 hexadecimal digits")
+        return self.config.state / "approved" / job_id
+
+    def _approved_before(self, job_id: str, digest: bytes) -> bool:
+        note = self._note(job_id)
+        return note.exists() and read_bounded(note, 128) == digest.hex().encode()
 
     # --- reports -----------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class JobRun:
         rows: Path,
         ledger: Ledger,
         mesh: MeshServicer,
+        predecessors: Sequence[JobRun],
         on_progress: Callable[[Progress], None],
         on_done: Callable[[Outcome], None],
         on_failed: Callable[[VeilError], None],
@@ -72,6 +73,7 @@ class JobRun:
         self._rows = rows
         self._ledger = ledger
         self._servicer = mesh
+        self._predecessors = predecessors
         self._on_progress, self._on_done, self._on_failed = on_progress, on_done, on_failed
         self._name = credentials.identity.name
         self._lock = threading.Lock()
@@ -109,6 +111,7 @@ class JobRun:
     def _run(self) -> None:
         try:
             self._verify_approvals()
+            self._wait_for_predecessors()
             self._take_part()
         except VeilError as error:
             self._failure = self._failure or error
@@ -123,6 +126,15 @@ class JobRun:
             self._on_done(self._outcome)
         else:
             self._on_failed(self._failure or self._died())
+
+    def _wait_for_predecessors(self) -> None:
+        """One job at a time: the job before may have reported its end and still be closing its streams."""
+        until = time.monotonic() + _CONNECT_TIMEOUT_S / 2
+        for run in self._predecessors:
+            run._thread.join(max(0.0, until - time.monotonic()))
+            if run.active:
+                raise StateError(f"{self._name} runs another job now, expected one at a time")
+        self._predecessors = ()
 
     def _verify_approvals(self) -> None:
         by_party = {approval.party: approval for approval in self._approvals}

@@ -91,6 +91,7 @@ class Failure:
             raise WireError(f"got failure code {self.code[:48]!r}, expected capitals and '_'")
         if len(self.culprits) > MOST_CULPRITS or not all(_NAME.fullmatch(name) for name in self.culprits):
             raise WireError(f"got {len(self.culprits)} culprits, expected at most {MOST_CULPRITS} names")
+        object.__setattr__(self, "culprits", tuple(dict.fromkeys(self.culprits)))
         object.__setattr__(self, "sentence", sentence(self.sentence))
 
     @classmethod

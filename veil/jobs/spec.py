@@ -53,8 +53,8 @@ class Release(_Frozen):
     def _bounded(self) -> Self:
         if not 1 <= len(self.shape) <= 4 or any(not 1 <= n <= 10_000_000 for n in self.shape):
             raise ValueError(f"got shape {self.shape}, expected 1 to 4 extents of 1 to 10,000,000")
-        if self.size > 200_000_000:
-            raise ValueError(f"got {self.size} entries, expected at most 200,000,000")
+        if self.size > 2**26:
+            raise ValueError(f"got {self.size} entries, expected at most 67,108,864: one message of the mesh")
         return self
 
     @property

@@ -65,6 +65,8 @@ class SocketTransport:
         self._sockets = dict(sockets)
         self._inboxes = {peer: Inbox(f"rank-{peer}") for peer in sockets}
         self._outboxes = {peer: Outbox(f"rank-{peer}") for peer in sockets}
+        self._ended = dict.fromkeys(sockets, 0)
+        self._lock = threading.Lock()
         for peer in sockets:
             threading.Thread(target=self._read, args=(peer,), daemon=True).start()
             threading.Thread(target=self._write, args=(peer,), daemon=True).start()
@@ -81,12 +83,8 @@ class SocketTransport:
     def close(self) -> None:
         for outbox in self._outboxes.values():
             outbox.close()
-        for peer, outbox in self._outboxes.items():
+        for outbox in self._outboxes.values():
             outbox.drained(5.0)
-            try:
-                self._sockets[peer].shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # the peer was faster
 
     def _read(self, peer: int) -> None:
         try:
@@ -99,13 +97,23 @@ class SocketTransport:
         except OSError:
             pass  # told to the protocol thread below
         self._lost(peer)
+        self._done(peer)
 
     def _write(self, peer: int) -> None:
         try:
             for piece, _last in self._outboxes[peer].pieces():
                 self._sockets[peer].sendall(piece)
+            self._sockets[peer].shutdown(socket.SHUT_WR)
         except OSError:
             self._lost(peer)
+        self._done(peer)
+
+    def _done(self, peer: int) -> None:
+        """The socket closes when both directions have ended."""
+        with self._lock:
+            self._ended[peer] += 1
+            if self._ended[peer] == 2:
+                self._sockets[peer].close()
 
     def _lost(self, peer: int) -> None:
         error = PeerLost(f"the connection to rank {peer} has ended", culprits=(f"rank-{peer}",))

@@ -9,10 +9,11 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from veil.errors import RevealError
+from veil.errors import PolicyError, RevealError
 from veil.jobs.spec import Release
 
 _log = logging.getLogger("veil.mpc")
@@ -71,3 +72,26 @@ class RevealPolicy:
         self._log.append(opening)
         _log.info("opened %s %s by %s: %s", opening.name, list(opening.shape), mechanism, digest)
         return opening
+
+
+class Refused:
+    """Stands in for a part of a library that must not be used: touching it raises `PolicyError`."""
+
+    def __init__(self, what: str) -> None:
+        object.__setattr__(self, "_what", what)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):  # isinstance and the like
+            return object.__getattribute__(self, name)
+        _refuse(self)
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        _refuse(self)
+
+    def __getitem__(self, name: object) -> NoReturn:
+        _refuse(self)
+
+
+def _refuse(stand_in: Refused) -> NoReturn:
+    what = object.__getattribute__(stand_in, "_what")
+    raise PolicyError(f"got a use of {what}, expected Session and the dealer's correlated randomness")

@@ -15,13 +15,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,9 +29,10 @@ from veil.errors import InputError, PolicyError, RevealError, StateError
 from veil.jobs.spec import Release
 from veil.mpc import fixedpoint
 from veil.mpc.communicator import LIMIT_BYTES, TensorCommunicator
-from veil.mpc.policy import Opening, RevealPolicy
+from veil.mpc.keys import agree_on_streams
+from veil.mpc.policy import Opening, Refused, RevealPolicy
 from veil.mpc.provider import DealerProvider
-from veil.mpc.randomness import KEY_BYTES, RingSource, RingStream, SummedStreams, derive_key, pair_key, zero_sources
+from veil.mpc.randomness import KEY_BYTES, RingSource, RingStream, SummedStreams
 
 # CrypTen reads a module that torch no longer has; an empty one is enough for all but ONNX import.
 sys.modules.setdefault("torch.onnx.symbolic_registry", types.ModuleType("torch.onnx.symbolic_registry"))
@@ -92,7 +92,7 @@ class Session:
     def __enter__(self) -> Self:
         if _State.communicator is not None:
             raise StateError("got a second session, expected one at a time in a process: CrypTen's state is global")
-        generators = self._agree_on_keys()
+        generators = agree_on_streams(self._communicator, self._digest)
         _State.communicator, _State.provider = self._communicator, self._provider
         for name, source in generators.items():
             crypten.generators[name] = {_CPU: source}
@@ -105,29 +105,6 @@ class Session:
         _State.opening = 0
         for name in crypten.generators:
             crypten.generators[name] = {}
-
-    def _agree_on_keys(self) -> dict[str, RingSource]:
-        """A key for every pair, and one that all parties know; each end contributes 32 random bytes.
-
-        The contributions travel under the mesh's TLS, and die with the session.
-        """
-        rank, names = self._communicator.rank, self._communicator.names
-        common = os.urandom(KEY_BYTES)
-        own = {peer: os.urandom(KEY_BYTES) + common for peer in range(len(names)) if peer != rank}
-        received = self._communicator.exchange_keys(own)
-        keys: dict[int, bytes] = {}
-        for peer, data in received.items():
-            mine, theirs = own[peer][:KEY_BYTES], data[:KEY_BYTES]
-            low, high = (mine, theirs) if rank < peer else (theirs, mine)
-            keys[peer] = pair_key(low, high, self._digest, min(rank, peer), max(rank, peer))
-        commons = b"".join(common if peer == rank else received[peer][KEY_BYTES:] for peer in range(len(names)))
-        previous, following = zero_sources(rank, keys)
-        return {
-            "prev": previous,
-            "next": following,
-            "local": RingStream(os.urandom(KEY_BYTES), b"local"),
-            "global": RingStream(derive_key(commons, b"common", self._digest), b"global"),
-        }
 
     # Sharing and opening ------------------------------------------------------------------------------------------
 
@@ -279,25 +256,6 @@ def _provider() -> _Provider:
     return _Provider(_State.provider)
 
 
-class _Refused:
-    """Stands in for a part of CrypTen that must not be used; touching it raises."""
-
-    def __init__(self, what: str) -> None:
-        object.__setattr__(self, "_what", what)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__"):  # isinstance and the like
-            return object.__getattribute__(self, name)
-        what = object.__getattribute__(self, "_what")
-        raise PolicyError(f"got a use of {what}, expected the dealer's correlated randomness")
-
-    def __call__(self, *_: object, **__: object) -> NoReturn:
-        raise PolicyError(f"got a use of {object.__getattribute__(self, '_what')}, expected the dealer")
-
-    def __getitem__(self, name: object) -> NoReturn:
-        raise PolicyError(f"got a request for provider {name!r}, expected the dealer")
-
-
 def _draw(size: Any, generator: RingSource | None, options: dict[str, Any]) -> tuple[RingSource, tuple[int, ...]]:
     if torch.device(options.get("device") or _CPU) != _CPU:
         raise InputError("got a device other than the CPU, expected the CPU")
@@ -350,12 +308,17 @@ def _decode(encoder: Any, tensor: Tensor | None) -> Tensor | None:
     return fixedpoint.decode(tensor, encoder._precision_bits, torch.float32)
 
 
+def _shape_only(shared: Any) -> str:
+    """CrypTen would print the share."""
+    return f"{type(shared).__name__}(shape={tuple(shared.share.shape)})"
+
+
 def _install() -> None:
     communicator = crypten.communicator
     communicator.get = _active_communicator
     communicator.is_initialized = lambda: _State.communicator is not None
-    communicator._init = communicator.uninit = _Refused("CrypTen's own communicators")
-    crypten.init = crypten.init_thread = crypten.uninit = crypten.manual_seed = _Refused("crypten.init")
+    communicator._init = communicator.uninit = Refused("CrypTen's own communicators")
+    crypten.init = crypten.init_thread = crypten.uninit = crypten.manual_seed = Refused("crypten.init")
     crypten.is_initialized = communicator.is_initialized
     for name in crypten.generators:
         crypten.generators[name] = {}
@@ -366,16 +329,18 @@ def _install() -> None:
             if hasattr(module, "generate_kbit_random_tensor"):
                 module.generate_kbit_random_tensor = _random_bits  # type: ignore[attr-defined]
     crypten.mpc.get_default_provider = _provider
-    setattr(crypten.mpc, "__SUPPORTED_PROVIDERS", _Refused("CrypTen's providers"))
+    setattr(crypten.mpc, "__SUPPORTED_PROVIDERS", Refused("CrypTen's providers"))
     for provider in (crypten.mpc.provider.TrustedFirstParty, crypten.mpc.provider.TrustedThirdParty):
         for method in ("generate_additive_triple", "square", "generate_binary_triple", "wrap_rng", "B2A_rng"):
-            setattr(provider, method, _Refused(f"the {provider.NAME} provider"))
+            setattr(provider, method, Refused(f"the {provider.NAME} provider"))
     for name in ("TrustedFirstParty", "TrustedThirdParty", "TTPServer", "HomomorphicProvider"):
-        setattr(crypten.mpc.provider, name, _Refused(f"CrypTen's {name}"))
-    crypten.mpc.primitives.arithmetic.replicated = _Refused("replicated sharing")
+        setattr(crypten.mpc.provider, name, Refused(f"CrypTen's {name}"))
+    crypten.mpc.primitives.arithmetic.replicated = Refused("replicated sharing")
     beaver = crypten.mpc.primitives.beaver
     for name in _MASKED:
         setattr(beaver, name, _masked(getattr(beaver, name)))
+    for kind in (ArithmeticSharedTensor, BinarySharedTensor, MPCTensor):
+        kind.__repr__ = _shape_only
     for kind in (ArithmeticSharedTensor, BinarySharedTensor):
         kind.reveal = _guarded(kind.reveal)
         kind.reveal_batch = staticmethod(_guarded(kind.reveal_batch))

@@ -6,7 +6,7 @@ Guarantee: the releases that `plan_subspace` returns cost together at most `epsi
 The settings are one function of epsilon and of the number of public features, the same for every data set. What they
 were chosen on, stated because choosing is not free: budget shares, clip, dimensions, popularity power and rounds by
 validation on MovieLens-1M (held-out training items, no test item), without paying privacy for it; the mixing weights
-were fitted on MovieLens-100K, a public data set (`baseline.mixing`). Figures on MovieLens-1M inherit the former.
+were fitted on MovieLens-100K, a public data set (`baseline.evaluate.fit_private_mixing`). Figures on MovieLens-1M inherit the former.
 
 Between the anchors below, everything is linear in the logarithm of epsilon; beyond them it is constant.
 """
@@ -44,19 +44,12 @@ _FEW_FEATURES_ROUNDS: Final = 3
 # and 10 (one round, three noise draws); noisier than the same epsilon on more users, hence the shift.
 _MIXING_EPSILONS: Final = (1.0, 5.0)
 _MIXING: Final[Mapping[str, tuple[float, float]]] = {
-    "cf-flat": (1.348, 2.218),
-    "cf-flat-log": (-2.157, -3.417),
-    "cf-rare": (0.812, 1.214),
-    "cf-rare-log": (0.996, 1.420),
-    "content": (2.219, 1.296),
-    "content-log": (-0.722, -0.548),
-    "pop-lin": (0.056, 0.168),
-    "pop-sqrt": (0.200, 0.143),
-    "pop-log": (0.833, 0.931),
-    "length-lin": (0.075, 0.131),
-    "length-log": (0.070, 0.027),
-    "taste-lin": (0.005, -0.012),
-    "taste-log": (0.266, 0.310),
+    "collaborative": (1.85, 2.08),
+    "content": (2.19, 1.62),
+    "popularity-root": (0.28, 0.42),
+    "popularity-log": (0.79, 0.70),
+    "length-log": (0.15, 0.19),
+    "taste-log": (0.26, 0.30),
 }
 
 OVERRIDES: Final = frozenset({"dimensions", "content_dimensions", "rounds", "clip", "popularity_power", "counts_share"})

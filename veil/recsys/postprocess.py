@@ -42,9 +42,12 @@ _BINS = 8
 _LEAST_SIGNAL_SHARE = 0.02
 # Where the content spectrum is cut softly: the square of this singular value, or of the last if there are fewer.
 _PIVOT = 30
-_CONTENT_SOFTNESS = 1.0
 _FACTOR_SOFTNESS = 0.3
 _START_DOMAIN = b"veil/start-directions/v1\x00"
+
+# How much more a match counts for a rare item: e^-0.4 for each standard deviation of log count, of which 3 at most.
+_RARITY = 0.4
+_RARITY_LIMIT = 3.0
 
 # User terms: how a user's own history length and mean log count are brought to order 1 (see `veil.recsys.model`).
 LENGTH_CENTRE, LENGTH_SCALE = 4.6, 0.95
@@ -53,11 +56,7 @@ USER_TERM_LIMIT = 4.0
 USER_TERMS = 3
 """Entries of a user vector after the directions: constant, length, mean log count."""
 
-POPULARITY_TERMS = ("pop-lin", "pop-sqrt", "pop-log")
-INTERACTION_TERMS = ("length-lin", "length-log", "taste-lin", "taste-log")
-CONTENT_TERMS = ("content", "content-log")
-COLLABORATIVE_TERMS = ("cf-flat", "cf-flat-log", "cf-rare", "cf-rare-log")
-TERMS = (*CONTENT_TERMS, *COLLABORATIVE_TERMS, *POPULARITY_TERMS, *INTERACTION_TERMS)
+TERMS = ("collaborative", "content", "popularity-root", "popularity-log", "length-log", "taste-log")
 """Every name that a mixing weight may have."""
 
 
@@ -192,7 +191,6 @@ class Term:
 
 def factor_terms(
     counts: Float64,
-    weight: Float64,
     directions: Directions,
     content_dimensions: int,
     basis: Float64 | None,
@@ -200,42 +198,35 @@ def factor_terms(
 ) -> dict[str, Term]:
     """The item factors' summands by name; columns are (d collaborative, content, constant, length, mean log count).
 
-    basis: float64[items, d] and strength: float64[d] of the last round, None without rounds. A name that ends in
-    "-log" is its plain twin times the standardised log count of the item. All have entries of order 1.
+    basis: float64[items, d] and strength: float64[d] of the last round, None without rounds. Entries are of order 1.
+
+        collaborative     E diag(w / (w + 0.3 mean w)) g        w the strength, g = e^(-0.4 l) the rarity of an item
+        content           U diag(S^2 / (S^2 + S_31^2)) g        soft cut of the public spectrum
+        popularity-root   standardised square root of the count, for everyone alike
+        popularity-log    l, the standardised log count
+        length-log        l, times the user's standardised log history length
+        taste-log         l, times how popular the user's items are
     """
     items = len(counts)
-    log_count = np.log(counts)
-    popularity = {
-        "lin": _standardised(counts),
-        "sqrt": _standardised(np.sqrt(counts)),
-        "log": _standardised(log_count),
-    }
+    log_count = _standardised(np.log(counts))
+    rarity = np.exp(-_RARITY * np.clip(log_count, -_RARITY_LIMIT, _RARITY_LIMIT))[:, None] * math.sqrt(items)
     terms: dict[str, Term] = {}
-
-    def add(name: str, first: int, factors: Float64) -> None:
-        terms[name] = Term(first, factors)
-        terms[f"{name}-log"] = Term(first, factors * popularity["log"][:, None])
-
     dimensions = 0
     if basis is not None and strength is not None:
         dimensions = basis.shape[1]
         share = strength / (strength + _FACTOR_SOFTNESS * max(float(strength.mean()), 1e-300))
-        add("cf-flat", 0, basis * share * math.sqrt(items))
-        add("cf-rare", 0, basis * share * math.sqrt(items) * _relative(1.0 / weight))
+        terms["collaborative"] = Term(0, basis * share * rarity)
     rank = min(content_dimensions, len(directions.values))
     if rank:
         squared = np.square(directions.values)
-        pivot = squared[min(_PIVOT, len(squared) - 1)]
-        content = directions.vectors[:, :rank] * math.sqrt(items) * _relative(weight**-0.5)
-        add("content", dimensions, content * (squared / (squared + _CONTENT_SOFTNESS * pivot))[:rank])
+        share = (squared / (squared + squared[min(_PIVOT, len(squared) - 1)]))[:rank]
+        terms["content"] = Term(dimensions, directions.vectors[:, :rank] * share * rarity)
     constant = dimensions + rank
-    for name in POPULARITY_TERMS:
-        terms[name] = Term(constant, popularity[name.removeprefix("pop-")][:, None])
-    for name in INTERACTION_TERMS:
-        user_term, item_term = name.split("-")
-        # The user's entry is divided by the limit to stay within [-1, 1]; the item's makes up for it.
-        column = constant + (1 if user_term == "length" else 2)
-        terms[name] = Term(column, USER_TERM_LIMIT * popularity[item_term][:, None])
+    terms["popularity-root"] = Term(constant, _standardised(np.sqrt(counts))[:, None])
+    terms["popularity-log"] = Term(constant, log_count[:, None])
+    # The user's entry is divided by the limit to stay within [-1, 1]; the item's makes up for it.
+    terms["length-log"] = Term(constant + 1, USER_TERM_LIMIT * log_count[:, None])
+    terms["taste-log"] = Term(constant + 2, USER_TERM_LIMIT * log_count[:, None])
     return terms
 
 
@@ -254,7 +245,3 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, float], columns: in
 def _standardised(values: Float64) -> Float64:
     spread = float(values.std())
     return (values - values.mean()) / spread if spread > 1e-12 else np.zeros_like(values)
-
-
-def _relative(values: Float64) -> Float64:
-    return np.asarray((values / values.mean())[:, None])

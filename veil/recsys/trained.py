@@ -38,9 +38,8 @@ class Trained:
 
     def terms(self) -> dict[str, postprocess.Term]:
         """The summands of the item factors by name."""
-        weight, _ = postprocess.item_weights(self.counts, self.power)
         return postprocess.factor_terms(
-            self.counts, weight, self.directions, self.content_dimensions, self.basis, self.strength
+            self.counts, self.directions, self.content_dimensions, self.basis, self.strength
         )
 
     def model(self, mixing: Mapping[str, float]) -> Model:

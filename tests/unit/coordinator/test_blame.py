@@ -54,7 +54,11 @@ def test_what_is_settled_early_is_right(case: tuple[str, list[Report]], data: st
         assert verdict.failure.culprits == (dead,)
 
 
-@given(st.lists(st.builds(lambda p, c: lost(p, *c), st.sampled_from(PARTIES), st.lists(st.sampled_from(PARTIES)))))
+@given(
+    st.lists(
+        st.builds(lambda p, c: lost(p, *c), st.sampled_from(PARTIES), st.lists(st.sampled_from(PARTIES), max_size=8))
+    )
+)
 def test_any_accounts_have_a_verdict(reports: list[Report]) -> None:
     if reports:
         verdict = judge(reports, PARTIES)

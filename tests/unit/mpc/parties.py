@@ -244,6 +244,8 @@ def refusals(session: Any, party: Party) -> dict[str, str]:
         "init": lambda: crypten.init(),
         "second session": lambda: Session(party.communicator(), party.provider, job_digest=party.digest).__enter__(),
     }
+    shown = repr(x) + repr(x._tensor)
+    assert shown == "MPCTensor(shape=(7, 3))ArithmeticSharedTensor(shape=(7, 3))"
     return {name: _error_of(attempt) for name, attempt in attempts.items()}
 
 

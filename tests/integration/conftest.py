@@ -1,0 +1,103 @@
+"""A small consortium with data on disk, for tests that start real processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cli import job_client
+from cli.local import LocalConsortium, PartySite
+from veil.identity.credentials import Credentials
+from veil.identity.names import Role
+from veil.jobs.spec import JobSpec
+from veil.recsys import synthetic
+from veil.recsys.catalogue import Catalogue
+from veil.recsys.datasets import Dataset, split_as_given, write_party_csv
+from veil.recsys.features import build_catalogue
+
+PARTIES = ("alpha", "beta", "gamma")
+
+
+@dataclass
+class Trial:
+    """Three sites with their raw files, and the programs that a test starts."""
+
+    root: Path
+    consortium: LocalConsortium
+    dataset: Dataset
+    catalogue: Catalogue
+    sites: dict[str, PartySite]
+    job_files: int = field(default=0)
+
+    @property
+    def catalogue_folder(self) -> Path:
+        return self.root / "catalogue"
+
+    @property
+    def desk(self) -> job_client.Desk:
+        credentials = Credentials.load(self.consortium.credentials(Role.OPERATOR))
+        return job_client.Desk(self.consortium.address("coordinator"), credentials)
+
+    def start(self, *parties: str) -> None:
+        """Coordinator, dealer and the named parties (all by default)."""
+        self.consortium.start_coordinator()
+        self.consortium.start_dealer()
+        for name in parties or PARTIES:
+            self.start_party(name)
+
+    def start_party(self, name: str, **changes: object) -> None:
+        self.consortium.start_party(self.sites[name], self.catalogue_folder, changes)
+
+    def plan(self, *, epsilon: float = 4.0, noise: str = "dealer") -> JobSpec:
+        self.job_files += 1
+        file = self.root / f"job-{self.job_files}.toml"
+        file.write_text(
+            f'name = "trial"\nparties = {list(PARTIES)}\n[catalogue]\npath = "catalogue"\n'
+            f'[privacy]\nepsilon = {epsilon}\ndelta = 1e-5\nnoise = "{noise}"\n[trainer]\nrounds = 1\n'
+        )
+        return job_client.plan_job(file, "trial")
+
+    def state(self, party: str) -> Path:
+        return self.root / f"party-{party}"
+
+    def log(self, program: str) -> str:
+        return self.consortium.processes[program].log.read_text()
+
+
+@pytest.fixture
+def make_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Trial]]:
+    """Lays out a trial in the test's folder; every process that it starts is stopped at the end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started: list[Trial] = []
+
+    def make() -> Trial:
+        dataset = synthetic.generate(300, 320, seed=3)
+        catalogue = build_catalogue(dataset.table)
+        catalogue.save(tmp_path / "catalogue")
+        sites = {}
+        for name, part in zip(PARTIES, split_as_given(dataset), strict=True):
+            source = tmp_path / "raw" / f"{name}.csv"
+            users = [f"{name}-{user}" for user in part.users]
+            write_party_csv(source, part.data.train, catalogue.ids, user_ids=users)
+            columns = {"user": "user_id", "item": "item_id", "time": "time"}
+            sites[name] = PartySite(name, source, {"columns": columns}, epsilon=6.0)
+        trial = Trial(tmp_path, LocalConsortium(tmp_path, PARTIES), dataset, catalogue, sites)
+        started.append(trial)
+        return trial
+
+    yield make
+    for trial in started:
+        trial.consortium.stop()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
