@@ -15,11 +15,11 @@ The matrix products and factorisations run in torch on the given device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import save as dump_safetensors
 
@@ -32,15 +32,16 @@ from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.model import MAX_DIMENSIONS, Model
 from veil.recsys.splits import leave_one_out, sample_negatives
-from veil.recsys.subspace import unit_rows
+from veil.recsys.subspace import DEGENERATE
 from veil.recsys.trained import Trained
 
 _log = logging.getLogger("veil.baseline")
 
+Float64 = npt.NDArray[np.float64]
+
 DIMENSIONS: Final = 96
 ROUNDS: Final = 12
 POPULARITY_POWER: Final = 0.25
-_BLOCK_ENTRIES: Final = 1 << 22
 _NEGATIVES: Final = 99
 _SEED: Final = 20261
 _EXTRA_DIRECTIONS: Final = 16
@@ -78,7 +79,7 @@ def train(
     where = choose_device(str(device))
     dimensions = max(1, min(dimensions, catalogue.items - 2))
     lengths = np.maximum(interactions.lengths(), 1)
-    sums: postprocess.Float64 = np.bincount(
+    sums: Float64 = np.bincount(
         interactions.indices,
         weights=np.repeat(1.0 / np.sqrt(lengths), interactions.lengths()),
         minlength=interactions.items,
@@ -152,49 +153,49 @@ def save_plaintext(directory: Path, model: Model) -> None:
 
 
 class _SecondMoment:
-    """sum_u y_u y_u^T, perhaps without its diagonal, as a linear map; rows are made in blocks of users.
+    """sum_u y_u y_u^T, perhaps without its diagonal, as a linear map that never makes a dense row.
 
-    Keeps the matrix itself when it is smaller than the rows, which it is for the data sets here; otherwise it makes the
-    rows anew for every product.
+    y_u = r_u (D x_u - t_u mu) with t_u = mu.(D x_u) and r_u = 1 / |D x_u - t_u mu|, so that products with the sparse
+    rows D x_u and two rank-one corrections suffice.
     """
 
     def __init__(
         self,
         interactions: Interactions,
-        weight: postprocess.Float64,
-        direction: postprocess.Float64,
+        weight: Float64,
+        direction: Float64,
         device: torch.device,
         *,
         without_diagonal: bool,
     ) -> None:
-        self._interactions, self._weight, self._direction, self._device = interactions, weight, direction, device
-        items = interactions.items
-        self._matrix: torch.Tensor | None = None
-        diagonal = torch.zeros(items, device=device)
-        if items <= max(interactions.users, 4096):
-            matrix = torch.zeros((items, items), device=device)
-            for rows in self._blocks():
-                matrix += rows.T @ rows
-            diagonal = torch.diagonal(matrix).clone()
-            self._matrix = matrix
-        elif without_diagonal:
-            for rows in self._blocks():
-                diagonal += rows.square().sum(dim=0)
-        self._diagonal = diagonal if without_diagonal else torch.zeros_like(diagonal)
+        row, met, users = interactions.row_of(), interactions.indices.astype(np.int64), interactions.users
+        along = np.bincount(row, weights=(weight * direction)[met], minlength=users)
+        total = np.bincount(row, weights=np.square(weight)[met], minlength=users)
+        squared = total - np.square(along)
+        sound = squared > DEGENERATE * total
+        scale = np.where(sound, 1.0 / np.sqrt(np.where(sound, squared, 1.0)), 0.0)
+
+        def on_device(values: Float64) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+        places = torch.as_tensor(np.stack([row, met]), device=device)
+        values = on_device(weight[met] * scale[row])
+        # Scaled rows r_u D x_u, (users, items), and their transpose.
+        self._rows = torch.sparse_coo_tensor(places, values, (users, interactions.items)).coalesce()
+        self._columns = self._rows.t().coalesce()
+        self._along = on_device(along * scale)[:, None]
+        self._direction = on_device(direction)[:, None]
+        diagonal = np.zeros(interactions.items)
+        if without_diagonal:
+            share = np.square(scale)
+            met_share = np.bincount(met, weights=share[row], minlength=interactions.items)
+            met_along = np.bincount(met, weights=(share * along)[row], minlength=interactions.items)
+            diagonal = np.square(weight) * met_share - 2.0 * weight * direction * met_along
+            diagonal += np.square(direction) * float(share @ np.square(along))
+        self._diagonal = on_device(diagonal)[:, None]
 
     def times(self, vectors: torch.Tensor) -> torch.Tensor:
         """The map applied to float32[items, d]."""
-        if self._matrix is not None:
-            product = self._matrix @ vectors
-        else:
-            product = torch.zeros_like(vectors)
-            for rows in self._blocks():
-                product += rows.T @ (rows @ vectors)
-        return product - self._diagonal[:, None] * vectors
-
-    def _blocks(self) -> Iterator[torch.Tensor]:
-        step = max(1, _BLOCK_ENTRIES // self._interactions.items)
-        for start in range(0, self._interactions.users, step):
-            block = self._interactions.rows(slice(start, start + step))
-            rows = unit_rows(block, self._weight, self._direction).astype(np.float32)
-            yield torch.from_numpy(rows).to(self._device)
+        projected = torch.sparse.mm(self._rows, vectors) - self._along * (self._direction.T @ vectors)
+        product = torch.sparse.mm(self._columns, projected) - self._direction * (self._along.T @ projected)
+        return product - self._diagonal * vectors

@@ -181,6 +181,9 @@ class GrpcMesh:
             if self._closed:
                 return
             self._closed = True
+            # wakes a connect() that still waits
+            self._fatal = self._fatal or StateError("the mesh was closed on this side")
+            self._changed.notify_all()
             pairs, calls = list(self._pairs.values()), list(self._calls)
         self._servicer.unregister(self)
         for pair in pairs:

@@ -10,8 +10,8 @@ The user vector q of a history H of n distinct items, all of it plaintext work a
                       = |y|^2 for y = D x less its part along the popularity direction (`veil.recsys.subspace`)
     (3) q[:L] = z / r, or 0 when r^2 is below 1e-9 of its first summand (an empty history, for one)
     (4) q[L] = 1
-    (5) q[L + 1] = clip((ln max(n, 1) - 4.6) / 0.95, -4, 4) / 4
-    (6) q[L + 2] = clip((mean over H of fold_in[i, L + 2] - taste_centre) / 0.5, -4, 4) / 4, or 0 for no history
+    (5) q[L + 1] = clip((ln max(n, 1) - 4.6) / 0.95, -2, 2) / 2
+    (6) q[L + 2] = clip((mean over H of fold_in[i, L + 2] - taste_centre) / 0.5, -2, 2) / 2, or 0 for no history
 
 fold_in[:, L] and fold_in[:, L + 1] are 0; fold_in[:, L + 2] is the logarithm of the item's (noised) count. q[:L] has
 two parts, the collaborative and the content directions, each orthonormal, so each part has norm at most 1.

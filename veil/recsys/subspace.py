@@ -54,7 +54,8 @@ ROW_BITS: Final = 16
 PROJECTION_BITS: Final = 16
 _BASIS_BITS: Final = 20
 _BLOCK_ENTRIES: Final = 1 << 22
-_DEGENERATE: Final = 1e-9
+DEGENERATE: Final = 1e-9
+"""A row of which the popularity direction leaves less than this share of the squared norm counts as empty."""
 _MAX_BASIS_ENTRY: Final = 1.0 + 1e-3
 
 MIX_PREFIX: Final = "mix-"
@@ -93,9 +94,12 @@ class SubspaceAlgorithm:
             raise ConfigError(
                 f"got {trainer.dimensions} dimensions for {catalogue.items} items, expected fewer than items"
             )
-        unknown = sorted(set(trainer.options) - {MIX_PREFIX + name for name in postprocess.TERMS})
-        if unknown:
-            raise ConfigError(f"got unknown trainer options {', '.join(unknown)}")
+        # All of them, though a catalogue without text needs fewer: a job must not fail after it has spent its budget.
+        options = {MIX_PREFIX + name for name in postprocess.TERMS}
+        if set(trainer.options) != options:
+            raise ConfigError(
+                f"got trainer options {', '.join(sorted(trainer.options)) or 'none'}, expected {', '.join(sorted(options))}"
+            )
         self.spec = spec
         self.catalogue = catalogue
         self.steps: list[str] = [COUNTS, *(f"round-{t}" for t in range(1, trainer.rounds + 1))]
@@ -240,7 +244,7 @@ def unit_rows(interactions: Interactions, weight: Float64, direction: Float64) -
     along = np.bincount(row, weights=(weight * direction)[met], minlength=interactions.users)
     total = np.bincount(row, weights=np.square(weight)[met], minlength=interactions.users)
     squared = total - np.square(along)
-    sound = squared > _DEGENERATE * total
+    sound = squared > DEGENERATE * total
     scale = np.where(sound, 1.0 / np.sqrt(np.where(sound, squared, 1.0)), 0.0)
     rows -= along[:, None] * direction
     rows *= scale[:, None]
