@@ -1,0 +1,145 @@
+"""Joint training equals the same mechanism run in one place with the same noise: bit for bit, not nearly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+
+from baseline.evaluate import simulation_spec
+from party.trainer import train
+from veil.errors import ProtocolMismatch
+from veil.jobs.spec import JobSpec, Release, digest, parse
+from veil.mpc.loopback import socket_pairs
+from veil.privacy.noise import keyed_source, rounded_gaussian
+from veil.recsys import synthetic
+from veil.recsys.catalogue import Catalogue
+from veil.recsys.datasets import split_as_given
+from veil.recsys.features import build_catalogue
+from veil.recsys.subspace import SubspaceAlgorithm, central_run
+
+_PARTIES = 3
+
+
+def _data() -> tuple[Any, Catalogue]:
+    dataset = synthetic.generate(200, 320, seed=5)
+    return dataset, build_catalogue(dataset.table)
+
+
+def _noise(release: Release, party: int) -> np.ndarray:
+    source = keyed_source(bytes([party]) * 32, release.name.encode())
+    return rounded_gaussian(release.size, release.sigma, source).reshape(release.shape)
+
+
+def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connection) -> None:
+    """One party in a process of its own: the product's session and rounds, with the test's noise keys."""
+    import torch
+
+    from party import worker
+    from veil.mpc.communicator import TensorCommunicator
+    from veil.mpc.loopback import SocketTransport
+    from veil.mpc.provider import DealerProvider
+    from veil.mpc.session import Session
+
+    torch.set_num_threads(1)
+    permitted: list[str] = []
+
+    class Daemon:
+        def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+            permitted.append(f"{kind} {body['release']}")
+            return {}
+
+    worker.party_noise = lambda release: torch.from_numpy(_noise(release, rank))
+    dataset, catalogue = _data()
+    spec = parse(text)
+    own = split_as_given(dataset)[rank].data.train
+    communicator = TensorCommunicator(SocketTransport(rank, sockets), spec.parties, 60.0)
+    provider = DealerProvider(rank, bytes(32), lambda request: b"")
+    with Session(communicator, provider, job_digest=digest(text), releases=spec.releases) as session:
+        rounds = worker.SecureRounds(session, provider, spec, rank, Daemon())
+        state = train(spec, SubspaceAlgorithm(spec, catalogue), own, rounds, lambda step: None)
+    pipe.send((dict(state), permitted, own.users))
+
+
+def _joint(spec: JobSpec) -> list[tuple[dict[str, np.ndarray], list[str], int]]:
+    context = multiprocessing.get_context("spawn")
+    players = []
+    for rank, sockets in enumerate(socket_pairs(_PARTIES)):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_play, args=(rank, sockets, spec.text(), sender), daemon=True)
+        process.start()
+        sender.close()
+        for own_end in sockets.values():
+            own_end.close()
+        players.append((process, receiver))
+    results = []
+    for process, receiver in players:
+        assert receiver.poll(120), "a party gave no result"
+        results.append(receiver.recv())
+        process.join(20)
+    return results
+
+
+def test_joint_equals_central_with_the_same_noise() -> None:
+    dataset, catalogue = _data()
+    spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, noise_source="parties", parties=_PARTIES)
+    assert len(spec.releases) >= 2
+    results = _joint(spec)
+    assert sum(users for _, _, users in results) == dataset.train.users
+    assert len({users for _, _, users in results}) == _PARTIES, "the split should be unequal"
+
+    def noise(release: Release) -> np.ndarray:
+        return sum((_noise(release, party) for party in range(_PARTIES)), np.zeros(release.shape, np.int64))
+
+    central = central_run(spec, catalogue, dataset.train, noise)
+    algorithm = SubspaceAlgorithm(spec, catalogue)
+    for state, permitted, _ in results:
+        joint = algorithm.publish(state)
+        assert np.array_equal(joint.item_factors, central.item_factors)
+        assert np.array_equal(joint.fold_in, central.fold_in)
+        assert np.array_equal(joint.norm_terms, central.norm_terms)
+        # each opening was paid for, in order, at every party
+        assert permitted == [f"permit {release.name}" for release in spec.releases]
+
+    # and the noise is really in it: another draw gives another model
+    other = central_run(spec, catalogue, dataset.train, lambda release: noise(release) + 1)
+    assert not np.array_equal(other.item_factors, central.item_factors)
+
+
+class _Central:
+    """`party.trainer.Rounds` of a single party, with a lead that may lie."""
+
+    def __init__(self, rank: int, broadcast: bytes | None = None) -> None:
+        self.rank = rank
+        self._broadcast = broadcast
+
+    def open(self, release: Release, own: np.ndarray) -> np.ndarray:
+        return own
+
+    def broadcast(self, data: bytes | None) -> bytes:
+        return self._broadcast if self._broadcast is not None else data or b""
+
+
+@pytest.mark.parametrize("lie", [b"", b"not safetensors", b"\xff" * 64])
+def test_a_public_state_that_does_not_parse_names_the_lead(lie: bytes) -> None:
+    dataset, catalogue = _data()
+    spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, parties=_PARTIES)
+    algorithm = SubspaceAlgorithm(spec, catalogue)
+    with pytest.raises(ProtocolMismatch) as wrong:
+        train(spec, algorithm, dataset.train, _Central(1, lie), lambda step: None)
+    assert wrong.value.culprits == (spec.parties[0],)
+
+
+def test_a_public_state_with_infinities_names_the_lead() -> None:
+    from safetensors.numpy import save
+
+    dataset, catalogue = _data()
+    spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, parties=_PARTIES)
+    algorithm = SubspaceAlgorithm(spec, catalogue)
+    lie = save({"counts": np.full(catalogue.items, np.inf, np.float32)})
+    with pytest.raises(ProtocolMismatch, match="non-finite"):
+        train(spec, algorithm, dataset.train, _Central(1, lie), lambda step: None)
