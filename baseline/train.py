@@ -175,13 +175,14 @@ class _SecondMoment:
         sound = squared > DEGENERATE * total
         scale = np.where(sound, 1.0 / np.sqrt(np.where(sound, squared, 1.0)), 0.0)
 
-        def on_device(values: Float64) -> torch.Tensor:
+        def on_device(values: npt.ArrayLike) -> torch.Tensor:
             return torch.as_tensor(values, dtype=torch.float32, device=device)
 
         places = torch.as_tensor(np.stack([row, met]), device=device)
         values = on_device(weight[met] * scale[row])
         # Scaled rows r_u D x_u, (users, items), and their transpose.
-        self._rows = torch.sparse_coo_tensor(places, values, (users, interactions.items)).coalesce()
+        shape = (users, interactions.items)
+        self._rows = torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()
         self._columns = self._rows.t().coalesce()
         self._along = on_device(along * scale)[:, None]
         self._direction = on_device(direction)[:, None]
@@ -196,6 +197,8 @@ class _SecondMoment:
 
     def times(self, vectors: torch.Tensor) -> torch.Tensor:
         """The map applied to float32[items, d]."""
-        projected = torch.sparse.mm(self._rows, vectors) - self._along * (self._direction.T @ vectors)
-        product = torch.sparse.mm(self._columns, projected) - self._direction * (self._along.T @ projected)
+        projected: torch.Tensor = torch.sparse.mm(self._rows, vectors) - self._along * (self._direction.T @ vectors)
+        product: torch.Tensor = torch.sparse.mm(self._columns, projected) - self._direction * (
+            self._along.T @ projected
+        )
         return product - self._diagonal * vectors

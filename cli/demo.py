@@ -22,15 +22,11 @@ from veil.errors import ConfigError
 
 if TYPE_CHECKING:
     from cli.local import LocalConsortium
-    from veil.jobs.spec import JobSpec
     from veil.recsys.artifact import Artifact
     from veil.recsys.catalogue import Catalogue
-    from veil.recsys.datasets import Dataset, Part
+    from veil.recsys.datasets import Dataset
 
 _NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
-# Unequal on purpose: joint training is for organisations of different sizes.
-_SHARES = {2: (0.65, 0.35), 3: (0.55, 0.30, 0.15)}
-_DELTA = 1e-5
 _QUERIES = 40
 
 _console = Console(stderr=True)
@@ -86,6 +82,7 @@ class _Plan:
 
 
 def _run(plan: _Plan, root: Path) -> dict[str, Any]:
+    from cli.joint_trial import DELTA, run_job, split_over, start_programs
     from cli.local import LocalConsortium
     from cli.report import machine
     from veil.identity.credentials import Credentials
@@ -95,10 +92,10 @@ def _run(plan: _Plan, root: Path) -> dict[str, Any]:
     names = _NAMES[: plan.parties]
     dataset = _step("data", lambda: _load(plan.data))
     catalogue = _step("catalogue: public features of the items", lambda: _catalogue(dataset, plan.encoder, root))
-    parts = _split(dataset, plan.parties)
+    parts = split_over(dataset, plan.parties)
     with LocalConsortium(root, names) as consortium:
-        _step("programs: coordinator, dealer, parties", lambda: _start(consortium, parts, catalogue, root))
-        spec, job_id, train = _train(consortium, plan, root)
+        _step("programs: coordinator, dealer, parties", lambda: start_programs(consortium, parts, catalogue, root))
+        spec, job_id, train = run_job(consortium, root, plan.epsilon, plan.noise, _console)
         authority_pem = Credentials.load(consortium.credentials(Role.OPERATOR)).authority_pem
         model_folder = root / f"party-{names[0]}" / "models" / job_id
         (root / "model").symlink_to(model_folder)
@@ -116,7 +113,7 @@ def _run(plan: _Plan, root: Path) -> dict[str, Any]:
         "party_shares": [f"{100 * part.data.train.users / dataset.train.users:.0f} %" for part in parts],
         "epsilon": plan.epsilon,
         "epsilon_spent": published.manifest.epsilon_micro / 1e6,
-        "delta": _DELTA,
+        "delta": DELTA,
         "unit": spec.privacy.unit,
         "neighbouring": spec.privacy.neighbouring,
         "metrics": quality,
@@ -149,52 +146,6 @@ def _catalogue(dataset: Dataset, encoder: str, root: Path) -> Catalogue:
         catalogue = build_catalogue(dataset.table, embed=embedder.encode, encoder=embedder.label, phrasing=phrasing)
     catalogue.save(root / "catalogue")
     return catalogue
-
-
-def _split(dataset: Dataset, parties: int) -> list[Part]:
-    from veil.recsys.datasets import split_as_given, split_parties
-
-    if dataset.name == "synthetic" and parties == 3:
-        return split_as_given(dataset)
-    shares = _SHARES.get(parties) or tuple(2 * (rank + 1) / (parties * (parties + 1)) for rank in range(parties))
-    return split_parties(dataset, shares, seed=1)
-
-
-def _start(consortium: LocalConsortium, parts: list[Part], catalogue: Catalogue, root: Path) -> None:
-    from cli.local import PartySite
-    from veil.recsys.datasets import write_party_csv
-
-    consortium.start_coordinator()
-    consortium.start_dealer()
-    for name, part in zip(consortium.parties, parts, strict=True):
-        source = root / "raw" / f"{name}.csv"
-        write_party_csv(source, part.data.train, catalogue.ids, user_ids=[f"{name}-{user}" for user in part.users])
-        columns = {"user": "user_id", "item": "item_id"}
-        if part.data.train.time is not None:
-            columns["time"] = "time"
-        consortium.start_party(PartySite(name, source, {"columns": columns}), root / "catalogue")
-
-
-def _train(consortium: LocalConsortium, plan: _Plan, root: Path) -> tuple[JobSpec, str, dict[str, Any]]:
-    from cli import job_client
-    from cli.training_log import TrainingLog
-    from veil.identity.credentials import Credentials
-    from veil.identity.names import Role
-
-    job_file = root / "job.toml"
-    job_file.write_text(
-        f'name = "demo"\nparties = {list(consortium.parties)}\ndealer = "main"\n[catalogue]\npath = "catalogue"\n'
-        f'[privacy]\nepsilon = {plan.epsilon}\ndelta = {_DELTA}\nnoise = "{plan.noise}"\n[trainer]\nkind = "subspace"\n'
-    )
-    credentials = Credentials.load(consortium.credentials(Role.OPERATOR))
-    desk = job_client.Desk(consortium.address("coordinator"), credentials)
-    spec = job_client.plan_job(job_file, consortium.consortium)
-    job = job_client.submit_job(desk, spec)
-    log = TrainingLog(_console, spec)
-    with log:
-        for event in job_client.watch_job(desk, job.job_id):
-            log.add(event)
-    return spec, job.job_id, log.summary(job.digest)
 
 
 def _score(consortium: LocalConsortium, dataset: Dataset, published: Artifact, model: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Guarantee: the releases that `plan_subspace` returns cost together at most `epsi
 The settings are one function of epsilon and of the number of public features, the same for every data set. What they
 were chosen on, stated because choosing is not free: budget shares, clip, dimensions, popularity power and rounds by
 validation on MovieLens-1M (held-out training items, no test item), without paying privacy for it; the mixing weights
-were fitted on MovieLens-100K, a public data set (`baseline.evaluate.fit_private_mixing`). Figures on MovieLens-1M inherit the former.
+were fitted on MovieLens-100K, a public data set (`baseline.evaluate.fit_private_mixing`). Which terms the score has was
+decided on MovieLens-1M validation and on the synthetic data. Figures on MovieLens-1M inherit all but the weights.
 
 Between the anchors below, everything is linear in the logarithm of epsilon; beyond them it is constant.
 """

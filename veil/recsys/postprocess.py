@@ -49,8 +49,8 @@ _START_DOMAIN = b"veil/start-directions/v1\x00"
 _RARITY = 0.4
 _RARITY_LIMIT = 3.0
 
-# User terms: how a user's own history length and mean log count are brought to order 1 (see `veil.recsys.model`). Beyond
-# the limit, which is where the fit's users end, they count no further: weights must not be extrapolated.
+# User terms: how a user's own history length and mean log count are brought to order 1 (see `veil.recsys.model`).
+# Beyond the limit, which is where the fit's users end, they count no further: weights must not be extrapolated.
 LENGTH_CENTRE, LENGTH_SCALE = 4.6, 0.95
 TASTE_SCALE = 0.5
 USER_TERM_LIMIT = 2.0

@@ -97,9 +97,8 @@ class SubspaceAlgorithm:
         # All of them, though a catalogue without text needs fewer: a job must not fail after it has spent its budget.
         options = {MIX_PREFIX + name for name in postprocess.TERMS}
         if set(trainer.options) != options:
-            raise ConfigError(
-                f"got trainer options {', '.join(sorted(trainer.options)) or 'none'}, expected {', '.join(sorted(options))}"
-            )
+            got = ", ".join(sorted(trainer.options)) or "none"
+            raise ConfigError(f"got trainer options {got}, expected {', '.join(sorted(options))}")
         self.spec = spec
         self.catalogue = catalogue
         self.steps: list[str] = [COUNTS, *(f"round-{t}" for t in range(1, trainer.rounds + 1))]

@@ -99,9 +99,7 @@ def test_joint_equals_central_bit_for_bit(dataset: Dataset, catalogue: Catalogue
     assert (joint.score_scale, joint.taste_centre) == (central.score_scale, central.taste_centre)
 
 
-def test_sum_does_not_depend_on_blocks(
-    dataset: Dataset, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sum_does_not_depend_on_blocks(dataset: Dataset, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(catalogue)
     state = states(spec, catalogue, dataset.train)["round-2"]
     algorithm = SubspaceAlgorithm(spec, catalogue)
@@ -320,17 +318,16 @@ def lower(release: Release) -> Release:
 
 
 @pytest.mark.data
-def test_movielens_from_categories_alone(shared_data: Callable[[str], Path]) -> None:
-    """Well above popularity (.453) at epsilon 3 even without any text: genres and two or three noised sums."""
+@pytest.mark.parametrize(("epsilon", "at_least"), [(3.0, 0.60), (10.0, 0.63)])
+def test_movielens(shared_data: Callable[[str], Path], epsilon: float, at_least: float) -> None:
+    """The targets, and from genres and years alone (measured: .645 and .664, each +-.002); popularity is at .453."""
     dataset = load_dataset("ml-1m", shared_data("ml-1m"))
     catalogue = build_catalogue(dataset.table)
     features = catalogue.features.shape[1]
     trainer, releases = plan_subspace(
-        epsilon=3.0, delta=1e-5, noise_source="dealer", parties=3, items=catalogue.items, features=features
+        epsilon=epsilon, delta=1e-5, noise_source="dealer", parties=3, items=catalogue.items, features=features
     )
-    spec = changed(
-        make_spec(catalogue, epsilon=3.0), trainer=trainer, releases=releases
-    )
+    spec = changed(make_spec(catalogue, epsilon=epsilon), trainer=trainer, releases=releases)
     model = central_run(spec, catalogue, dataset.train, noise_of)
     vectors = model.user_vectors(dataset.train)
-    assert evaluate(lambda users: model.scores(vectors[users]), dataset).hr_at_10 > 0.58
+    assert evaluate(lambda users: model.scores(vectors[users]), dataset).hr_at_10 > at_least
