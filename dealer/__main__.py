@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import resource
 import signal
 import sys
 import threading
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     _set_up_logging(LogSection())
+    # A core dump would hold seeds and noise.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = load(config_path)
         _set_up_logging(config.log)

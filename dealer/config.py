@@ -40,6 +40,7 @@ class LimitsSection(_Section):
     """Bounds on what parties may ask."""
 
     sessions: int = Field(default=64, ge=1, le=10_000)
+    sessions_of_a_party: int = Field(default=16, ge=1, le=10_000)
     items: int = Field(default=1_000_000, ge=1, le=2**32)
     elements: int = Field(default=MAX_ELEMENTS, ge=1, le=MAX_ELEMENTS)
     work: int = Field(default=MAX_WORK, ge=1, le=2**44)

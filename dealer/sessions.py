@@ -9,6 +9,7 @@ long. Seeds live in memory only and are never printed.
 from __future__ import annotations
 
 import hmac
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from veil.mpc.triples import correction, item_key
 from veil.privacy.noise import ByteSource, rounded_gaussian, system_source
 
 SEED_BYTES = 32
-_JOB_ID_LENGTH = 64
+_JOB_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")  # as in the ledger; it goes into logs
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Limits:
     """Bounds on what callers may make the dealer do."""
 
     sessions: int = 64
+    # Opened by one party as the first of its job, so that no party uses up all sessions alone.
+    sessions_of_a_party: int = 16
     items: int = 1_000_000
     elements: int = MAX_ELEMENTS
     work: int = MAX_WORK
@@ -42,6 +45,7 @@ class Limits:
 class _Job:
     spec: JobSpec
     digest: bytes
+    opened_by: str
     last_used_s: float
     seeds: dict[int, bytes] = field(default_factory=dict)
     next_index: int = 0
@@ -74,8 +78,8 @@ class Sessions:
 
     def open(self, caller: Identity, job_id: str, text: str, job_digest: bytes) -> bytes:
         """Registers a party for a job; its seed, 32 bytes."""
-        if not 1 <= len(job_id) <= _JOB_ID_LENGTH or not job_id.isascii():
-            raise WireError(f"got a job id of {len(job_id)} characters, expected 1 to {_JOB_ID_LENGTH} of ASCII")
+        if not _JOB_ID.fullmatch(job_id):
+            raise WireError(f"got a job id of {len(job_id)} characters, expected 1 to 64 of a-z, 0-9 and '-'")
         spec = parse(text)
         own_digest = digest(text)
         if not hmac.compare_digest(own_digest, job_digest):
@@ -94,7 +98,12 @@ class Sessions:
             if job is None:
                 if len(self._jobs) >= self._limits.sessions:
                     raise StateError(f"got {len(self._jobs)} jobs already, expected fewer", hint="try again later")
-                job = self._jobs[job_id] = _Job(spec, own_digest, self._clock())
+                if sum(job.opened_by == caller.name for job in self._jobs.values()) >= self._limits.sessions_of_a_party:
+                    raise StateError(
+                        f"got {self._limits.sessions_of_a_party} jobs that {caller.name} has opened, expected fewer",
+                        hint="try again later",
+                    )
+                job = self._jobs[job_id] = _Job(spec, own_digest, caller.name, self._clock())
             if not hmac.compare_digest(job.digest, own_digest):
                 raise ProtocolMismatch(
                     "got another digest than the parties before, expected one", culprits=(caller.name,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ _GRACE_S = 5.0
 
 def run(config_path: Path) -> None:
     """Prepares the rows, listens, joins the coordinator, and returns after SIGTERM or SIGINT."""
+    # A core dump would hold rows and keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     config = load(config_path)
     credentials = Credentials.load(config.credentials)
     daemon = Daemon(config, credentials)

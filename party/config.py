@@ -53,6 +53,8 @@ class Approval(_Section):
     mode: Literal["policy", "manual"] = "manual"
     max_epsilon_per_job: float = Field(gt=0, le=1000)
     min_parties: int = Field(default=2, ge=2, le=16)
+    # Parties, by name, that a job may have, this one among them. Empty: every party of the consortium.
+    parties: tuple[Name, ...] = Field(default=(), max_length=256)
     noise_sources: tuple[Literal["dealer", "parties"], ...] = ("dealer", "parties")
 
 

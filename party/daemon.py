@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from party import store
@@ -17,7 +17,7 @@ from party.config import PartyConfig
 from party.link import CoordinatorLink
 from party.review import Reviewed, review
 from party.run import JobRun
-from veil.errors import PolicyError, StateError, VeilError, WireError
+from veil.errors import DataError, PolicyError, StateError, VeilError, WireError
 from veil.files import read_bounded, write_atomic
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
@@ -26,6 +26,7 @@ from veil.jobs.reports import Failure, Progress
 from veil.mpc.grpc_mesh import MeshServicer
 from veil.privacy.ledger import Ledger
 from veil.recsys.catalogue import Catalogue
+from veil.wire.status import public_sentence
 from veil.wire.v1 import coordinator_pb2, job_pb2
 
 _LOG = logging.getLogger("veil.party")
@@ -50,7 +51,7 @@ class Daemon:
         self.config = config
         self.credentials = credentials
         self.name = credentials.identity.name
-        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _prepare_state(config.state)
         self.catalogue = Catalogue.load(config.catalogue)
         self.prepared = store.prepare(config.data, self.catalogue, config.state)
         self.ledger = Ledger(
@@ -115,6 +116,8 @@ class Daemon:
                 _LOG.info("job %s: every party holds the same model", response.confirmed.job_id[:8])
         except VeilError as error:
             _LOG.warning("command %s: %s", command, error)
+        except Exception:  # noqa: BLE001 - whatever one command does, the party must hear the next one
+            _LOG.exception("command %s broke", command)
 
     def _review(self, job: job_pb2.Job) -> Reviewed:
         return review(
@@ -161,6 +164,11 @@ class Daemon:
         job_id = start.job_id
         with self._lock:
             reviewed = self._signed.pop(job_id, None)
+            running = self._runs.get(job_id)
+        if running is not None and running.active:
+            raise StateError(f"got a start of job {job_id[:8]!r}, which runs, expected each once")
+        # Consent is for one start: a job that is shown again later needs it again.
+        self._note(job_id).unlink(missing_ok=True)
         try:
             if reviewed is None:
                 raise StateError(f"got a start of job {job_id[:8]}, which {self.name} has not signed")
@@ -215,8 +223,15 @@ class Daemon:
 
     # --- reports -----------------------------------------------------------------------------------------------
 
-    def _report_refusal(self, job_id: str, error: VeilError) -> None:
+    def _failure(self, error: VeilError) -> Failure:
+        """What the coordinator may read of an error: nothing of rows, not even their positions, and no folders."""
+        if isinstance(error, DataError):
+            error = DataError(f"the rows of {self.name} do not fit the job", hint=f"see the log of {self.name}")
         failure = Failure.of(error, otherwise=(self.name,))
+        return replace(failure, sentence=public_sentence(failure.sentence))
+
+    def _report_refusal(self, job_id: str, error: VeilError) -> None:
+        failure = self._failure(error)
         self.link.report(
             coordinator_pb2.JoinRequest(
                 refused=coordinator_pb2.JobRefused(job_id=job_id, failure=convert.failure_to_wire(failure))
@@ -232,7 +247,7 @@ class Daemon:
 
     def _report_failure(self, job_id: str, error: VeilError) -> None:
         _LOG.error("job %s failed: %s", job_id[:8], error)
-        failure = Failure.of(error, otherwise=(self.name,))
+        failure = self._failure(error)
         self.link.report(
             coordinator_pb2.JoinRequest(
                 failed=coordinator_pb2.JobFailed(job_id=job_id, failure=convert.failure_to_wire(failure))
@@ -246,3 +261,16 @@ class Daemon:
         for run in runs:
             run.stop(StateError(f"{self.name} is shutting down"))
         self.link.stop()
+
+
+def _prepare_state(state: Path) -> None:
+    """Makes the directory, or refuses one that others may enter, or one that has published but lost its ledger."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    mode = state.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise StateError(f"got mode {mode:04o} on {state}, expected 0700", hint=f"chmod 700 {state}")
+    if not (state / "ledger.sqlite").exists() and any((state / "models").glob("*")):
+        raise StateError(
+            f"got {state} with published models and without ledger.sqlite, expected what was spent on them",
+            hint="restore the ledger from its backup; a new one would forget what was spent",
+        )

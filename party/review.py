@@ -11,7 +11,7 @@ from importlib import metadata
 
 from party.config import Approval
 from veil import __version__
-from veil.errors import ConfigError, PolicyError
+from veil.errors import ConfigError, PolicyError, StateError
 from veil.identity.names import Identity
 from veil.jobs.spec import JobSpec, digest, parse
 from veil.privacy import accountant
@@ -89,12 +89,27 @@ def review(
             f"got a job that claims epsilon {spec.privacy.epsilon:g}, expected at least {epsilon:.4f} for its releases"
         )
     # (7) The party's own rules and what is left of its budget.
-    _check_rules(spec, rules)
+    _check_rules(spec, rules, ledger.delta)
+    # A submission has a nonce, so a digest that is on record is a job shown again: consent is for one run.
+    if any(entry.digest == own_digest for entry in ledger.entries()):
+        raise StateError("got a job that has run here before, expected a new one", hint="submit it anew")
     ledger.check(spec.releases)
     return Reviewed(spec, own_digest, epsilon)
 
 
-def _check_rules(spec: JobSpec, rules: Approval) -> None:
+def _check_rules(spec: JobSpec, rules: Approval, largest_delta: float) -> None:
+    # At a larger delta the same epsilon stands for less noise: the rule on epsilon is meant at the party's own delta.
+    if spec.privacy.delta > largest_delta:
+        raise PolicyError(
+            f"got delta {spec.privacy.delta:g}, expected at most {largest_delta:g}",
+            hint="[budget] delta in the party's config",
+        )
+    strangers = [name for name in spec.parties if rules.parties and name not in rules.parties]
+    if strangers:
+        raise PolicyError(
+            f"got a job with {', '.join(strangers)}, expected parties that this one trains with",
+            hint="[approval] parties in the party's config",
+        )
     if spec.privacy.epsilon > rules.max_epsilon_per_job:
         raise PolicyError(
             f"got epsilon {spec.privacy.epsilon:g}, expected at most {rules.max_epsilon_per_job:g} per job",

@@ -199,8 +199,11 @@ class JobRun:
                 raise self._stopped
             rank, parties = self._spec.rank(self._name), len(self._spec.parties)
             descriptor = worker_end.fileno()
+            # -P: whatever lies in the daemon's working directory is not imported in a process that holds rows.
+            environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+            command = [sys.executable, "-P", "-m", "party.worker", f"--fd={descriptor}"]
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "party.worker", f"--fd={descriptor}", f"--rank={rank}", f"--parties={parties}"],
+                [*command, f"--rank={rank}", f"--parties={parties}"],
                 pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -241,7 +244,7 @@ class JobRun:
             return self._sign(str(body.get("manifest")))
         if kind == "published":
             manifest_digest = bytes.fromhex(str(body.get("manifest_digest")))
-            self._outcome = Outcome(manifest_digest, to_micro(self._epsilon), f"{self._spec.privacy.delta:g}")
+            self._outcome = Outcome(manifest_digest, to_micro(self._epsilon), repr(self._spec.privacy.delta))
             return {}
         if kind == "failed":
             self._failure = self._failure or from_document(body)

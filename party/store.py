@@ -44,6 +44,8 @@ def prepare(data: Data, catalogue: Catalogue, state: Path) -> Prepared:
     interactions, report = read_interactions(data.source, data.read, catalogue.ids, key)
     path = state / "rows" / "rows.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()  # a crash while writing must not leave a second copy of the rows for ever
     metadata = {"format": _FORMAT, "catalogue": catalogue.digest, "items": str(interactions.items)}
     arrays: dict[str, npt.NDArray[Any]] = {"indptr": interactions.indptr, "indices": interactions.indices}
     write_atomic(path, save_arrays(arrays, metadata), mode=0o600)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -138,6 +139,8 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # A core dump would hold rows, shares and seeds.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "0") or torch.get_num_threads())))
     try:
         source = socket.socket(fileno=arguments.fd)

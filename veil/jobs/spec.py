@@ -180,7 +180,8 @@ def parse(text: str) -> JobSpec:
         raise ConfigError("got a job text with non-ASCII characters, expected canonical JSON")
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError and not only JSONDecodeError: integers of thousands of digits raise it
         raise ConfigError(f"got a job text that is not JSON: {error}") from None
     try:
         spec = JobSpec.model_validate(document)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -35,6 +36,8 @@ from veil.wire.v1 import mesh_pb2, mesh_pb2_grpc
 PROTOCOL_VERSION = 1
 SERVICE_NAME = "veil.wire.v1.MeshService"
 _HELLO_TIMEOUT_S = 20.0
+# Streams that one party may hold open at a server: one for each job, with room for ends and retries.
+_MOST_STREAMS = 4
 _RETRY_S = 0.2
 _LINGER_S = 10.0
 _AFTERMATH_S = 0.3
@@ -300,6 +303,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
 
     def __init__(self) -> None:
         self._jobs: dict[str, GrpcMesh] = {}
+        self._streams: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def service(self) -> Service:
@@ -328,6 +332,25 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     ) -> Iterator[mesh_pb2.ExchangeResponse]:
         """One stream. Refusals are `VeilError`s, which the server maps to statuses."""
         peer = caller(context)
+        with self._counted(peer.name):
+            yield from self._serve(peer, request_iterator, context)
+
+    @contextmanager
+    def _counted(self, peer: str) -> Iterator[None]:
+        """No party may occupy all of the server's workers."""
+        with self._lock:
+            if self._streams[peer] >= _MOST_STREAMS:
+                raise StateError(f"got more than {_MOST_STREAMS} streams of {peer}, expected one for each job")
+            self._streams[peer] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams[peer] -= 1
+
+    def _serve(
+        self, peer: Identity, request_iterator: Iterator[mesh_pb2.ExchangeRequest], context: grpc.ServicerContext
+    ) -> Iterator[mesh_pb2.ExchangeResponse]:
         waiting = threading.Timer(_HELLO_TIMEOUT_S, context.cancel)
         waiting.daemon = True
         waiting.start()

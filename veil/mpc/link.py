@@ -147,8 +147,8 @@ class Assembler:
         self._peer = peer
         self._limit_bytes = limit_bytes
         self._next = 0
-        self._pieces: list[bytes] = []
-        self._size_bytes = 0
+        # One buffer and not a list of pieces: a peer that sends single bytes must not cost fifty times their size.
+        self._message = bytearray()
 
     def add(self, sequence: int, payload: bytes, last: bool) -> bytes | None:
         """The message, when this piece ends one. Raises `ProtocolMismatch` naming the peer."""
@@ -159,14 +159,12 @@ class Assembler:
         if not payload and not last:
             raise self._wrong("an empty frame within a message", "data")
         self._next += 1
-        self._pieces.append(payload)
-        self._size_bytes += len(payload)
-        if self._size_bytes > self._limit_bytes:
+        if len(self._message) + len(payload) > self._limit_bytes:
             raise self._wrong(f"a message of more than {self._limit_bytes} bytes", "at most that many")
+        self._message += payload
         if not last:
             return None
-        message = b"".join(self._pieces)
-        self._pieces, self._size_bytes = [], 0
+        message, self._message = bytes(self._message), bytearray()
         return message
 
     def _wrong(self, got: str, expected: str) -> ProtocolMismatch:

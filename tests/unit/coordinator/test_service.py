@@ -138,6 +138,11 @@ def test_signature_over_another_digest(desk: Desk, party: Callable, make_spec: C
     alpha, beta = party("alpha").join(), party("beta").join()
     job = submit_job(desk, make_spec("alpha", "beta"))
     alpha.consent()
+    # the two streams are read side by side: alpha's word must have arrived before beta's ends the job
+    until = time.monotonic() + 20
+    while list(get_job(desk, job.job_id).signed_by) != ["alpha"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
     beta.sign(beta.hear("propose").propose.job, over=digest(make_spec("alpha", "beta").text()))
     alpha.hear("stop")
     assert isinstance(ending(desk, job.job_id), SignatureError)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from veil.errors import ConfigError, InputError, StateError
 from veil.jobs import spec as jobs
 from veil.jobs.spec import JobSpec, Noise, Privacy, Release
+from veil.privacy.mechanism import to_grid
 from veil.privacy.noise import keyed_source, rounded_gaussian
-from veil.recsys import subspace
+from veil.recsys import postprocess, subspace
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.datasets import Dataset, load_dataset
 from veil.recsys.features import build_catalogue
@@ -177,6 +178,19 @@ def test_round_is_the_clipped_outer_sum(dataset: Dataset, catalogue: Catalogue) 
     assert (length > spec.trainer.clip).any()
     assert (length < spec.trainer.clip).any()
     np.testing.assert_allclose(total, rows.T @ projected, atol=2e-3)
+
+
+def test_a_round_is_exact_in_integers(dataset: Dataset, catalogue: Catalogue) -> None:
+    """The documented integers, by integer arithmetic that no linear algebra library takes part in."""
+    spec = make_spec(catalogue)
+    state = states(spec, catalogue, dataset.train)["round-1"]
+    weight, direction = postprocess.item_weights(state["counts"].astype(np.float64), spec.trainer.popularity_power)
+    left = to_grid(unit_rows(dataset.train, weight, direction), 1.0, 16)
+    basis = np.rint(state["basis"].astype(np.float64) * 2**20).astype(np.int64)
+    projected = np.einsum("ui,id->ud", left, basis)
+    right = to_grid(projected / 2.0**36, spec.trainer.clip, 16)
+    total = SubspaceAlgorithm(spec, catalogue).contribution("round-1", dataset.train, state)
+    np.testing.assert_array_equal(total, np.einsum("ui,ud->id", left, right))
 
 
 def test_a_user_without_items_adds_nothing(dataset: Dataset, catalogue: Catalogue) -> None:
