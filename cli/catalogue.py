@@ -44,7 +44,7 @@ def build(
 ) -> None:
     """Build a catalogue directory: items, public features and a digest that every participant checks.
 
-    Example: veil catalogue build --items items.tsv --id item --title title --categories genres --out cat
+    Example: veil catalogue build --items items.csv --title title --categories genres --out catalogue
     """
     from pydantic import ValidationError
 
@@ -82,12 +82,12 @@ def build(
 
 @app.command()
 def show(
-    directory: Annotated[Path, typer.Argument(help="A catalogue directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A catalogue directory.")],
     digest: Annotated[str | None, typer.Option(help="Refuse any other digest, sha256:….")] = None,
 ) -> None:
     """Verify a catalogue and print what is in it.
 
-    Example: veil catalogue show cat
+    Example: veil catalogue show catalogue
     """
     from veil.recsys.catalogue import Catalogue
 

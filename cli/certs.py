@@ -62,7 +62,7 @@ def init(
     if parties is None:
         make_authority(directory / AUTHORITY_FOLDER, consortium, passphrase=secret)
         typer.echo(f"authority of {consortium}: {directory / AUTHORITY_FOLDER}")
-        typer.echo("next: give its authority.pem to every site; keep authority-key.pem away from networks")
+        typer.echo("next: give authority.pem in it to every site; keep authority-key.pem away from networks")
         return
     names = [name.strip() for name in parties.split(",")]
     for identity, folder in make_consortium(directory, consortium, names, passphrase=secret).items():
@@ -99,12 +99,12 @@ def issue(
     identity = Identity(consortium, parse_role(role), name)
     request = make_request(directory, identity)
     typer.echo(f"request of {identity}: {request}")
-    typer.echo("next: send it to the authority, then `veil certs issue --dir … --cert … --authority …`")
+    typer.echo(f"next: send it to the authority; then veil certs issue --dir {directory} --cert FILE --authority FILE")
 
 
 @app.command()
 def sign(
-    directory: Annotated[Path, typer.Option("--dir", help="The authority's directory, with authority-key.pem.")],
+    directory: Annotated[Path, typer.Option("--dir", help="The directory that was given to `init`.")],
     request: Annotated[Path, typer.Option("--request", help="The site's request.pem.")],
     role: RoleOption,
     name: NameOption,
@@ -113,7 +113,7 @@ def sign(
 ) -> None:
     """At the authority: sign a site's request, for exactly the role and the name that you give.
 
-    Example: veil certs sign --dir acme/authority --request request.pem --role party --name alpha --out alpha.pem
+    Example: veil certs sign --dir ca --request alpha.pem --role party --name alpha --out alpha-cert.pem
     """
     from veil.files import write_atomic
     from veil.identity.authority import AUTHORITY_KEY_FILE, key_is_encrypted, sign_request
@@ -122,6 +122,7 @@ def sign(
 
     if out.exists():
         raise ConfigError(f"got --out {out}, which exists, expected a new file")
+    directory = _authority(directory)
     secret = _passphrase(confirm=False) if key_is_encrypted(directory / AUTHORITY_KEY_FILE) else None
     pem = sign_request(directory, read_pem(request), role=parse_role(role), name=name, passphrase=secret, days=days)
     write_atomic(out, pem)
@@ -132,13 +133,15 @@ def sign(
 
 @app.command()
 def show(
-    directory: Annotated[Path, typer.Option("--dir", help="A site's or the authority's directory, or one file.")],
+    directory: Annotated[Path, typer.Option("--dir", help="A site's or the authority's directory, or one .pem file.")],
 ) -> None:
     """What a directory or a file holds: identities, dates, fingerprints; never keys.
 
     Example: veil certs show --dir out/certs/party-alpha
+
+    Example: veil certs show --dir request.pem
     """
-    _show(directory)
+    _show(_authority(directory))
 
 
 @app.command()
@@ -162,7 +165,7 @@ def renew(
         return
     request = make_renewal(directory, new_key=not keep_key)
     typer.echo(f"request: {request}")
-    typer.echo("next: send it to the authority, then `veil certs renew --dir … --cert …`")
+    typer.echo(f"next: send it to the authority; then veil certs renew --dir {directory} --cert FILE")
 
 
 def _install(directory: Path, certificate: Path, authority: Path | None) -> None:
@@ -173,6 +176,15 @@ def _install(directory: Path, certificate: Path, authority: Path | None) -> None
     identity = install(directory, read_pem(certificate), authority_pem)
     typer.echo(f"{identity} is in place in {directory}")
     _show(directory)
+
+
+def _authority(directory: Path) -> Path:
+    """The authority's own folder, also when the directory that holds it was given."""
+    from veil.identity.authority import AUTHORITY_KEY_FILE
+    from veil.identity.trial import AUTHORITY_FOLDER
+
+    inner = directory / AUTHORITY_FOLDER
+    return inner if (inner / AUTHORITY_KEY_FILE).exists() else directory
 
 
 def _show(path: Path) -> None:

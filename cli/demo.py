@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from veil.recsys.catalogue import Catalogue
     from veil.recsys.datasets import Dataset
 
+_MOST_EPSILON = 1000
 _NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 _QUERIES = 40
 
@@ -43,7 +44,9 @@ def demo(
     encoder: Annotated[
         str, typer.Option(help="Text encoder of item titles: minilm, or none for categories alone.")
     ] = "minilm",
-    out: Annotated[Path, typer.Option(help="Where report.json, report.html and the model go.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Where the report, the model, and certificates to try it with go.")] = Path(
+        "out/demo"
+    ),
     keep: Annotated[bool, typer.Option(help="Keep certificates, logs and stores of the run in OUT/run.")] = False,
 ) -> None:
     """Train jointly, publish, score encrypted, compare with plaintext; writes OUT/report.html.
@@ -52,6 +55,8 @@ def demo(
     """
     from cli import report
 
+    if not 0 < epsilon <= _MOST_EPSILON:
+        raise ConfigError(f"got epsilon {epsilon:g}, expected above 0 and at most {_MOST_EPSILON}")
     if noise not in ("dealer", "parties"):
         raise ConfigError(f"got noise {noise!r}, expected dealer or parties")
     started = time.monotonic()
@@ -60,7 +65,7 @@ def demo(
         root = Path(folder)
         try:
             result = _run(_Plan(data, parties, epsilon, noise, encoder), root)
-            _publish(root, out)
+            _publish(root, out, ("model", "certs"))
         finally:
             if keep:
                 shutil.copytree(root, out / "run", dirs_exist_ok=True)
@@ -163,11 +168,12 @@ def _quality(dataset: Dataset, catalogue: Catalogue, published: Artifact) -> dic
     return {name: value.as_dict() for name, value in {"private": private, "plaintext": plaintext, **references}.items()}
 
 
-def _publish(root: Path, out: Path) -> None:
-    target = out / "model"
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(root / "model", target)
+def _publish(root: Path, out: Path, names: tuple[str, ...]) -> None:
+    """Puts the run's folders in place of those of an earlier run."""
+    for name in names:
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+        shutil.copytree(root / name, out / name)
 
 
 def _step(title: str, work: Any) -> Any:
@@ -197,5 +203,13 @@ def _summary(result: dict[str, Any], out: Path) -> None:
         highlight=False,
     )
     console.print(f"report: {out / 'report.html'}", highlight=False)
+    console.print(
+        "to serve this model and ask it (README, tutorial 2):\n"
+        f"  veil serve --model {out / 'model'} --credentials {out / 'certs' / 'scoring-main'} --state {out / 'scoring'}"
+        f" --listen 127.0.0.1:7440 --signers {','.join(result['party_names'])}\n"
+        f"  veil recommend --server 127.0.0.1:7440 --credentials {out / 'certs' / 'client-main'} --history history.txt",
+        highlight=False,
+        soft_wrap=True,
+    )
     if not sys.stdout.isatty():
         sys.stdout.flush()

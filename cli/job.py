@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from cli.job_client import Desk
     from veil.jobs.spec import JobSpec
 
-app = typer.Typer(no_args_is_help=True, help="Training jobs: submit, watch, list, show, cancel.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="""Training jobs: submit, watch, list, show, cancel.
+
+    All but `submit --dry-run` call the coordinator with an operator's certificate; VEIL_COORDINATOR and
+    VEIL_CREDENTIALS save typing --coordinator and --credentials.
+    """,
+)
 
 Address = Annotated[str, typer.Option("--coordinator", envvar="VEIL_COORDINATOR", help="host:port of the coordinator.")]
 CredentialsDir = Annotated[
@@ -24,7 +32,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="job.toml; deploy/job.toml has a comment on every key.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="job.toml; deploy/job.toml has a comment on every key.")],
     credentials: CredentialsDir,
     coordinator: Annotated[
         str, typer.Option("--coordinator", envvar="VEIL_COORDINATOR", help="host:port of the coordinator.")
@@ -35,7 +43,9 @@ def submit(
 ) -> None:
     """Plan a job from a TOML file and propose it to its parties.
 
-    Example: veil job submit deploy/job.toml --coordinator coordinator.example.org:7000 --credentials operator --watch
+    Example: veil job submit job.toml --credentials credentials --dry-run
+
+    Example: veil job submit job.toml --credentials credentials --coordinator coordinator.example.org:7000 --watch
     """
     from cli.job_client import plan_job, submit_job
     from veil.identity.credentials import Credentials
@@ -57,7 +67,7 @@ def submit(
 def watch(job: JobId, coordinator: Address, credentials: CredentialsDir, name: Name = "main") -> None:
     """Show a job's history and follow it until it ends. Exit status 1 when it fails or is cancelled.
 
-    Example: veil job watch 3f0c
+    Example: veil job watch 3f0c --coordinator coordinator.example.org:7000 --credentials credentials
     """
     from cli.job_client import get_job
 
@@ -72,7 +82,10 @@ def list_(
     name: Name = "main",
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many, newest first.")] = 20,
 ) -> None:
-    """The newest jobs, one a line."""
+    """The newest jobs, one a line: identifier, submission, phase, name, parties.
+
+    Example: veil job list --coordinator coordinator.example.org:7000 --credentials credentials
+    """
     from cli.job_client import list_jobs, phase_name, spec_of
     from cli.job_view import moment
 
@@ -88,7 +101,10 @@ def list_(
 
 @app.command()
 def show(job: JobId, coordinator: Address, credentials: CredentialsDir, name: Name = "main") -> None:
-    """One job with everything known of it: text, releases, signatures, progress, end."""
+    """One job with everything known of it: text, releases, signatures, progress, end.
+
+    Example: veil job show 3f0c --coordinator coordinator.example.org:7000 --credentials credentials
+    """
     from cli.job_client import get_job, spec_of
     from cli.job_view import record_lines
 
@@ -101,7 +117,10 @@ def show(job: JobId, coordinator: Address, credentials: CredentialsDir, name: Na
 
 @app.command()
 def cancel(job: JobId, coordinator: Address, credentials: CredentialsDir, name: Name = "main") -> None:
-    """Stop a job that has not ended."""
+    """Stop a job that has not ended.
+
+    Example: veil job cancel 3f0c --coordinator coordinator.example.org:7000 --credentials credentials
+    """
     from cli.job_client import cancel_job
 
     print(cancel_job(_desk(coordinator, credentials, name), job))

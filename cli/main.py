@@ -1,4 +1,8 @@
-"""The `veil` command. A program is imported only when its command runs, so that `veil --help` is instant."""
+"""The `veil` command. A program is imported only when its command runs, so that `veil --help` is instant.
+
+Guarantee: what goes wrong for a reason outside this code (input, peers, files) is one paragraph and exit status 1;
+wrong options exit with 2; a traceback is a bug.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +38,22 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("cli.bench", "app", "Timings as ratios, measured side by side in one run."),
 }
 
+# Programs that run until they are stopped; they say what they do without being asked to.
+_DAEMONS = (["coordinator"], ["party", "start"], ["serve"])
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 
 def main() -> None:
-    """Entry point. A `VeilError` becomes one readable paragraph and exit status 1; nothing else is swallowed."""
+    """Entry point. A `VeilError` or `OSError` becomes one paragraph and exit status 1; nothing else is swallowed."""
     arguments = sys.argv[1:]
-    level = os.environ.get("VEIL_LOG", "WARNING").upper()
-    if arguments[:1] in (["-v"], ["--verbose"]):
-        level, arguments = "INFO", arguments[1:]
+    verbose = arguments[:1] in (["-v"], ["--verbose"])
+    arguments = arguments[1:] if verbose else arguments
+    daemon = any(arguments[: len(words)] == words for words in _DAEMONS)
+    level = os.environ.get("VEIL_LOG", "INFO" if verbose or daemon else "WARNING").upper()
+    if level not in _LEVELS:
+        sys.exit(f"veil: got VEIL_LOG={level[:40]!r}, expected one of {', '.join(_LEVELS)}")
+    # Refused handshakes reach the user as our own errors; gRPC's own lines of C++ say less.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _overview()
@@ -50,11 +63,23 @@ def main() -> None:
         return
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
-        sys.exit(f"veil: got command {command[:40]!r}, expected one of {', '.join(_COMMANDS)}\n  see: veil --help")
+        print(
+            f"veil: got command {command[:40]!r}, expected one of {', '.join(_COMMANDS)}\n  see: veil --help",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     try:
         application(command)(args=rest, prog_name=f"veil {command}")
     except VeilError as error:
         sys.exit(describe(error))
+    except BrokenPipeError:
+        # The reader of a pipe (head, say) has had enough; nothing is left to say, and closing must not say it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        logging.getLogger("veil.cli").debug("where it happened", exc_info=True)
+        where = f" at {error.filename}" if error.filename else ""
+        sys.exit(f"veil: the system says: {error.strerror or error}{where}\n  code: SYSTEM")
     except KeyboardInterrupt:
         sys.exit("veil: stopped")
 
@@ -67,7 +92,7 @@ def application(command: str) -> typer.Typer:
         target.info.help = target.info.help or summary
         app = target
     else:
-        app = typer.Typer()
+        app = typer.Typer(add_completion=False)
         app.command()(target)
     # Our own errors are one paragraph; a bug should show a plain traceback, without local variables in it.
     app.pretty_exceptions_enable = False

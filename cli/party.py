@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,15 +14,26 @@ if TYPE_CHECKING:
 
     from veil.wire.v1.party_pb2_grpc import PartyServiceStub
 
-app = typer.Typer(no_args_is_help=True, help="A data owner's daemon and its operator's calls.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="""A data owner's daemon and its operator's calls.
+
+    `check` and `start` run where the rows are. The others call the running daemon with the certificate of an operator
+    whom its file names under `operators`; VEIL_PARTY and VEIL_CREDENTIALS save typing --party and --credentials.
+    """,
+)
 
 Config = Annotated[Path, typer.Option("--config", help="TOML file; deploy/party.toml has a comment on every key.")]
 Address = Annotated[str, typer.Option("--party", envvar="VEIL_PARTY", help="host:port of the party's daemon.")]
 Name = Annotated[str, typer.Option("--name", help="Name that the party's certificate must carry.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job, or its first characters.")]
 CredentialsDir = Annotated[
     Path,
     typer.Option("--credentials", envvar="VEIL_CREDENTIALS", help="Directory with the operator's key.pem, cert.pem."),
 ]
+
+_JOB_ID_DIGITS = 32
 
 
 @app.command()
@@ -62,7 +74,7 @@ def check(config: Config) -> None:
 def status(party: Address, name: Name, credentials: CredentialsDir) -> None:
     """Budget, jobs and data of a running daemon.
 
-    Example: veil party status --party alpha.example.org:7100 --name alpha --credentials certs/operator-main
+    Example: veil party status --party alpha.example.org:7100 --name alpha --credentials operator
     """
     from veil.wire.v1 import party_pb2
 
@@ -81,52 +93,91 @@ def status(party: Address, name: Name, credentials: CredentialsDir) -> None:
 
 @app.command()
 def pending(party: Address, name: Name, credentials: CredentialsDir) -> None:
-    """Jobs that wait for a decision, with their full text and digest."""
+    """Jobs that wait for a decision: text, digest, every opening, and the epsilon, recomputed here.
+
+    Example: veil party pending --party alpha.example.org:7100 --name alpha --credentials operator
+    """
+    from cli.job_view import plan_lines
+    from veil.errors import StateError
+    from veil.jobs.spec import digest, parse
     from veil.wire.v1 import party_pb2
 
     with _stub(party, name, credentials) as stub:
         reply = stub.ListPendingJobs(party_pb2.ListPendingJobsRequest())
     for job in reply.jobs:
-        print(f"job     {job.job_id}\ndigest  {job.digest.hex()}\n{job.text}\n")
+        if job.digest != digest(job.text):
+            raise StateError(
+                "got a digest that is not the one of the job's text, expected it to be", hint="do not sign"
+            )
+        print(f"job       {job.job_id}")
+        for line in plan_lines(parse(job.text)):
+            print(line)
+        print(f"to sign   veil party approve {job.job_id} --digest {job.digest.hex()}\n")
     if not reply.jobs:
         print("nothing waits")
 
 
 @app.command()
 def approve(
-    job_id: Annotated[str, typer.Argument(help="The job's identifier.")],
+    job: JobId,
     digest: Annotated[str, typer.Option("--digest", help="The digest that you have looked at (veil party pending).")],
     party: Address,
     name: Name,
     credentials: CredentialsDir,
 ) -> None:
-    """Sign a job that waits."""
+    """Sign a job that waits.
+
+    Example: veil party approve 3f0c --digest DIGEST --party alpha.example.org:7100 --name alpha --credentials operator
+    """
     from veil.errors import ConfigError
     from veil.wire.v1 import party_pb2
 
-    try:
-        digest_bytes = bytes.fromhex(digest)
-    except ValueError:
-        raise ConfigError(f"got digest {digest[:80]!r}, expected 64 hexadecimal digits") from None
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise ConfigError(
+            f"got digest {digest[:80]!r}, expected 64 hexadecimal digits", hint="see `veil party pending`"
+        )
+    digest_bytes = bytes.fromhex(digest)
     with _stub(party, name, credentials) as stub:
+        job_id = _complete(stub, job)
         stub.ApproveJob(party_pb2.ApproveJobRequest(job_id=job_id, digest=digest_bytes))
     print(f"signed {job_id}")
 
 
 @app.command()
 def refuse(
-    job_id: Annotated[str, typer.Argument(help="The job's identifier.")],
+    job: JobId,
     reason: Annotated[str, typer.Option("--reason", help="Shown to the job's operator.")],
     party: Address,
     name: Name,
     credentials: CredentialsDir,
 ) -> None:
-    """Decline a job that waits."""
+    """Decline a job that waits; it fails at once and says who declined.
+
+    Example: veil party refuse 3f0c --reason cost --party alpha.example.org:7100 --name alpha --credentials operator
+    """
     from veil.wire.v1 import party_pb2
 
     with _stub(party, name, credentials) as stub:
+        job_id = _complete(stub, job)
         stub.RefuseJob(party_pb2.RefuseJobRequest(job_id=job_id, reason=reason))
     print(f"declined {job_id}")
+
+
+def _complete(stub: PartyServiceStub, prefix: str) -> str:
+    """The whole identifier of the one waiting job that begins with `prefix`; a whole one as it is."""
+    from veil.errors import StateError
+    from veil.wire.v1 import party_pb2
+
+    if len(prefix) == _JOB_ID_DIGITS:
+        return prefix
+    waiting = [job.job_id for job in stub.ListPendingJobs(party_pb2.ListPendingJobsRequest()).jobs]
+    found = [job_id for job_id in waiting if prefix and job_id.startswith(prefix)]
+    if len(found) != 1:
+        raise StateError(
+            f"got job {prefix[:32]!r}, which fits {len(found)} of {len(waiting)} waiting jobs, expected one",
+            hint="see `veil party pending`",
+        )
+    return found[0]
 
 
 def _stub(address: str, name: str, credentials: Path) -> AbstractContextManager[PartyServiceStub]:

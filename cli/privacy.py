@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="What a budget buys, and what a party has spent.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="What a budget buys, and what a party has spent.")
 
 
 @app.command()
@@ -26,7 +26,7 @@ def ledger(
     from veil.privacy.ledger import Ledger
 
     settings = load(config)
-    book = Ledger(settings.state / "ledger.sqlite", epsilon_limit=settings.budget.epsilon, delta=settings.budget.delta)
+    book = Ledger.existing(settings.state / "ledger.sqlite")
     table = Table("job", "release", "sensitivity", "noise", "noise multiplier")
     for entry in book.entries():
         release = entry.release
@@ -35,19 +35,18 @@ def ledger(
     console = Console()
     console.print(table)
     console.print(
-        f"spent: epsilon {book.spent():.4f} of {settings.budget.epsilon:g} at delta {settings.budget.delta:g}, "
-        f"per user, {NEIGHBOURING}"
+        f"spent: epsilon {book.spent():.4f} of {book.epsilon_limit:g} at delta {book.delta:g}, per user, {NEIGHBOURING}"
     )
 
 
 @app.command()
 def plan(
     epsilon: Annotated[float, typer.Option(help="Epsilon of the whole job.")],
-    items: Annotated[int, typer.Option(help="Items of the catalogue.")],
-    features: Annotated[int, typer.Option(help="Public features of an item.")] = 200,
+    items: Annotated[int, typer.Option(min=1, max=10_000_000, help="Items of the catalogue.")],
+    features: Annotated[int, typer.Option(min=1, max=100_000, help="Public features of an item.")] = 200,
     delta: Annotated[float, typer.Option(help="Delta of the whole job.")] = 1e-5,
-    noise: Annotated[Literal["dealer", "parties"], typer.Option(help="dealer or parties.")] = "dealer",
-    parties: Annotated[int, typer.Option(help="Number of parties.")] = 3,
+    noise: Annotated[Literal["dealer", "parties"], typer.Option(help="Who draws the noise.")] = "dealer",
+    parties: Annotated[int, typer.Option(min=2, max=16, help="Number of parties.")] = 3,
 ) -> None:
     """The openings that a job would make, and the noise on each.
 
@@ -56,6 +55,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
+    from veil.jobs.spec import NEIGHBOURING
     from veil.privacy import accountant
     from veil.recsys.plan import plan_subspace
 
@@ -70,4 +70,9 @@ def plan(
     console = Console()
     console.print(table)
     spent = accountant.epsilon(releases, delta)
-    console.print(f"epsilon {spent:.4f} at delta {delta:g} per user, add-or-remove-one-user; trainer: {trainer}")
+    console.print(f"epsilon  {spent:.4f} at delta {delta:g} per user, {NEIGHBOURING}")
+    console.print(
+        f"trainer  {trainer.kind}, {trainer.dimensions} dimensions, {trainer.content_dimensions} of public features, "
+        f"{trainer.rounds} round{'' if trainer.rounds == 1 else 's'}",
+        highlight=False,
+    )

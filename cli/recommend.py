@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+_PIPE_WIDTH = 400
 _MAX_HISTORY_BYTES = 4 * 1024 * 1024
 _PASSPHRASE_VARIABLE = "VEIL_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 
@@ -57,6 +58,9 @@ def recommend(
     for place, one in enumerate(found, 1):
         table.add_row(str(place), one.item_id, one.title, f"{one.score:.4f}")
     console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: no title is folded for one.
+        console = Console(width=_PIPE_WIDTH)
     console.print(table)
     if report is not None:
         console.print(

@@ -27,6 +27,7 @@ def serve(
     """Serve a published model to clients that send encrypted vectors. Options override the file.
 
     Example: veil serve --config deploy/scoring.toml
+
     Example: veil serve --model model --credentials certs/scoring-main --listen 0.0.0.0:7440 --signers alpha,beta
     """
     from he_inference import config as configs

@@ -27,4 +27,6 @@ def main(address: str, credentials_dir: str, key_dir: str, *history: str) -> Non
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

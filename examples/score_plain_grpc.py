@@ -70,4 +70,6 @@ def main(address: str, credentials_dir: str, server_name: str = "main") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -1,7 +1,8 @@
 """One worker process of the scoring server: the only process that lets SEAL touch bytes from a client.
 
 Started by `he_inference.pool` as `python -m he_inference.worker --fd N --items-fd K`, where N is one end of a socket
-pair and K an unlinked file with the item vectors. It inherits no credentials, no connection and no environment.
+pair and K an unlinked file with the item vectors. It inherits no credentials, no other
+descriptor and nothing of the environment but paths and locale. It is no sandbox: it runs as the server's user.
 
 Guarantee: malformed input is answered with a sentence; input that makes native code fail harder ends this process and
 nothing else. Memory, file size and core dumps are limited. Evaluation keys are held in a bounded cache and never

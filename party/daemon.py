@@ -91,8 +91,12 @@ class Daemon:
             if entry.reviewed.digest != digest:
                 raise StateError("got another digest than the job's", hint="look at the job again before you approve")
             del self._pending[job_id]
-        # The budget may have been spent since the job was proposed.
-        self._sign(job_id, self._review(entry.job))
+        try:
+            reviewed = self._review(entry.job)  # the budget may have been spent since the job was proposed
+        except VeilError as error:
+            self._report_refusal(job_id, error)
+            raise
+        self._sign(job_id, reviewed)
 
     def refuse(self, job_id: str, reason: str) -> None:
         """Declines a pending job."""
@@ -152,6 +156,9 @@ class Daemon:
         self._note(job_id).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(self._note(job_id), reviewed.digest.hex().encode(), mode=0o600)
         with self._lock:
+            self._signed.pop(job_id, None)
+            if len(self._signed) >= _MOST_PENDING:
+                del self._signed[next(iter(self._signed))]
             self._signed[job_id] = reviewed
         _LOG.info("job %s signed: epsilon %.4f, digest %s", job_id[:8], reviewed.epsilon, reviewed.digest.hex()[:16])
         self.link.report(

@@ -24,7 +24,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from pydantic import ValidationError
 
@@ -109,6 +109,18 @@ class Ledger:
                     "delta": float(delta),
                 }
                 _append(connection, state, body, None, None)
+
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """The ledger at `path` under the limits that are on record: makes no file and changes no limit.
+
+        For whoever only looks. Raises `StateError` when there is no sound ledger.
+        """
+        found = cls.__new__(cls)
+        found._path, found._seen, found._lock = Path(path), _Verified(), threading.Lock()
+        if not found._read().limits:
+            damaged(found._path, "it holds no limit")
+        return found
 
     @property
     def epsilon_limit(self) -> float:

@@ -3,8 +3,10 @@
 Guarantee, for every method of every service on a Veil server, in this order: (1) the caller's certificate carries
 exactly one identity of this consortium and is in date now, also on a connection that was opened long ago; (2) the
 caller means this server; (3) the service admits the caller's role, and a service that nobody declared admits none;
-(4) a unary call has a deadline; (5) the request parses; (6) whatever the handler raises becomes a status by
-`veil.wire.status`. Refusals of (1) to (3) are logged as warnings with both identities.
+(4) a unary call has a deadline; (5) its request comes within `_REQUEST_WITHIN_S` and parses; (6) whatever the handler
+raises becomes a status by `veil.wire.status`. Refusals of (1) to (3) are logged as warnings with both identities.
+A caller whom (3) refuses occupies no worker, whatever it leaves unsent: no byte of a request is waited for before.
+What every role may call (health, reflection) gets `_PUBLIC_CALLS` workers at most, each for `_PUBLIC_WITHIN_S` at most.
 
 Chain and key possession were verified by TLS before. Callers without a certificate of this authority fail there and
 are not seen here (see `veil.wire.probe`).
@@ -13,16 +15,20 @@ are not seen here (see `veil.wire.probe`).
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 
-from veil.errors import IdentityError, VeilError, WireError
+from veil.errors import IdentityError, StateError, VeilError, WireError
 from veil.identity import certificates
 from veil.identity.names import Identity, Role
 from veil.wire.probe import EXPECTED_PEER
@@ -30,6 +36,11 @@ from veil.wire.status import abort
 
 # gRPC reports a missing deadline as one in the far future
 _LONGEST_DEADLINE_S = 24 * 3600.0
+_REQUEST_WITHIN_S = 20.0
+_PUBLIC = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
+_PUBLIC_CALLS = 4
+_PUBLIC_WITHIN_S = 20.0
+_LOOK_EVERY_S = 0.5
 _log = logging.getLogger("veil.wire.server")
 
 
@@ -65,6 +76,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
         self._own = own
         self._roles = dict(roles)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._public_calls = threading.BoundedSemaphore(_PUBLIC_CALLS)
 
     def intercept_service(
         self,
@@ -87,32 +99,35 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
         unary = not handler.request_streaming and not handler.response_streaming
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
-        def parsed(request: Any) -> Any:
-            return _Parsed(request, deserialize) if handler.request_streaming else _parse(request, deserialize)
+        def parsed(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            if handler.request_streaming:
+                return _Parsed(raw, deserialize)
+            return _parse(_only(raw, context), deserialize)
 
-        def respond(request: Any, context: grpc.ServicerContext) -> Any:
+        def respond(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._guarded(method, context, unary):
-                return inner(parsed(request), context)
+                return inner(parsed(raw, context), context)
 
-        def respond_in_parts(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        def respond_in_parts(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             with self._guarded(method, context, unary):
-                yield from inner(parsed(request), context)
+                yield from inner(parsed(raw, context), context)
 
-        def respond_later(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        def respond_later(raw: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
             with self._guarded(method, context, unary):
-                inner(parsed(request), context, send)
+                inner(parsed(raw, context), context, send)
 
         behaviour: Any = respond_in_parts if handler.response_streaming else respond
         if getattr(inner, "experimental_non_blocking", False):
             # health's Watch answers from the thread that changes the health, so that a watcher occupies no worker
             behaviour = respond_later
             behaviour.experimental_non_blocking = True
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[bool(handler.request_streaming), bool(handler.response_streaming)]
+        # Always as a stream of requests, which is the same on the wire: gRPC would wait for the one request of a unary
+        # call, for ever if need be, before anybody has looked at who calls.
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         # requests are parsed behind the door: gRPC would answer malformed ones with INTERNAL and a traceback in the log
         return make(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
 
@@ -120,7 +135,8 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
     def _guarded(self, method: str, context: grpc.ServicerContext, unary: bool) -> Iterator[None]:
         try:
             self._admit(method, context, unary)
-            yield
+            with self._public(context) if _service(method) in _PUBLIC else nullcontext():
+                yield
         except VeilError as error:
             _log.info("%s failed: %s: %s", method, error.code, error)
             abort(context, error)
@@ -131,6 +147,18 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
             if aborted or gone:
                 raise
             abort(context, error)
+
+    @contextmanager
+    def _public(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """One call of a service that is open to every role: few at a time, and not for long."""
+        if not self._public_calls.acquire(blocking=False):
+            busy = StateError("got too many calls of health checking and reflection at a time", hint="try again later")
+            abort(context, busy, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        try:
+            with _patience.within(_PUBLIC_WITHIN_S, context):
+                yield
+        finally:
+            self._public_calls.release()
 
     def _admit(self, method: str, context: grpc.ServicerContext, unary: bool) -> None:
         """Steps 1 to 4; ends the call with a status where one fails."""
@@ -157,7 +185,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
                 f"{peer}, which expected {meant}",
                 grpc.StatusCode.FAILED_PRECONDITION,
             )
-        service = method.strip("/").rpartition("/")[0]
+        service = _service(method)
         admitted = self._roles.get(service, frozenset())
         if peer.role not in admitted:
             roles = " or ".join(sorted(admitted)) or "nobody"
@@ -176,6 +204,58 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
     ) -> None:
         _log.warning("%s refused %s on %s: %s", self._own, who, method, error)
         abort(context, error, status)
+
+
+def _service(method: str) -> str:
+    return method.strip("/").rpartition("/")[0]
+
+
+class _Patience:
+    """Cancels calls that outstay their time. One thread for all of them, since a timer each would cost every call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._watched = False
+
+    @contextmanager
+    def within(self, limit_s: float, context: grpc.ServicerContext) -> Iterator[None]:
+        """Cancels the call when the block takes longer, to within `_LOOK_EVERY_S`."""
+        entry = object()
+        with self._lock:
+            self._entries[entry] = (time.monotonic() + limit_s, context.cancel)
+            if not self._watched:
+                self._watched = True
+                threading.Thread(target=self._watch, name="veil-patience", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._entries.pop(entry, None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            now = time.monotonic()
+            with self._lock:
+                late = [cancel for until, cancel in self._entries.values() if until < now]
+                if not self._entries:
+                    self._watched = False
+                    return
+            for cancel in late:
+                cancel()
+
+
+_patience = _Patience()
+
+
+def _only(raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    """The request of a call that has one."""
+    with _patience.within(_REQUEST_WITHIN_S, context):
+        request = next(raw, None)
+    if request is None:
+        raise WireError("got a call without its request, expected one message")
+    return request
 
 
 class _Parsed:

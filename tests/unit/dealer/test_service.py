@@ -93,7 +93,7 @@ def test_a_dealer_with_another_identity_is_not_spoken_to(folder: Path, address: 
 def test_the_example_configuration_holds_the_defaults() -> None:
     config = load(EXAMPLE)
     assert config.session_limits() == Limits()
-    assert config.dealer.credentials == EXAMPLE.parent / "certs" / "dealer-main"
+    assert config.dealer.credentials == EXAMPLE.parent / "credentials"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_registration_is_refused(party: Identity, text: str, given: bytes | None
         sessions().open(party, "job", text, digest(text) if given is None else given)
 
 
-@pytest.mark.parametrize("job_id", ["", "x" * 65, "é"])
+@pytest.mark.parametrize("job_id", ["", "x" * 65, "é", "job\nINFO forged", "../job", "JOB"])
 def test_job_ids_are_bounded(job_id: str) -> None:
     with pytest.raises(WireError):
         sessions().open(PARTIES[0], job_id, TEXT, digest(TEXT))
@@ -149,6 +149,17 @@ def test_limits_on_elements_work_items_and_jobs() -> None:
         found.correct(PARTIES[0], "job", 1, SQUARE)
     with pytest.raises(StateError, match="1 jobs"):
         found.open(PARTIES[0], "second", TEXT, digest(TEXT))
+
+
+def test_no_party_uses_up_all_sessions_alone() -> None:
+    found = sessions(sessions=4, sessions_of_a_party=2)
+    for number in range(2):
+        found.open(PARTIES[0], f"job-{number}", TEXT, digest(TEXT))
+    with pytest.raises(StateError, match="2 jobs that alpha has opened"):
+        found.open(PARTIES[0], "job-2", TEXT, digest(TEXT))
+    # others may, and it may register for theirs
+    found.open(PARTIES[1], "job-2", TEXT, digest(TEXT))
+    found.open(PARTIES[0], "job-2", TEXT, digest(TEXT))
 
 
 def test_idle_jobs_are_forgotten_with_their_seeds() -> None:

@@ -216,6 +216,29 @@ def test_a_second_stream_of_a_pair_is_refused(
     assert waiting.recv(2, 5) == b"x"
 
 
+def test_a_party_holds_few_streams_whatever_it_leaves_unsaid(
+    sites: dict[str, Site], waiting: GrpcMesh, credentials: dict[str, Credentials]
+) -> None:
+    stop = threading.Event()
+
+    def silent() -> Iterator[mesh_pb2.ExchangeRequest]:
+        stop.wait(30)
+        yield from ()
+
+    with open_channel(
+        sites["beta"].address, credentials["party-stranger"], Identity("trial", Role.PARTY, "beta")
+    ) as one:
+        calls = [mesh_pb2_grpc.MeshServiceStub(one).Exchange(silent()) for _ in range(20)]
+        try:
+            # the server has 16 workers; gamma is served all the same
+            raw(sites["beta"], credentials["party-gamma"], lambda: iter([hello(), frame(0)]))
+            assert waiting.recv(2, 5) == b"x"
+        finally:
+            stop.set()
+            for call in calls:
+                call.cancel()
+
+
 def test_what_waits_for_a_slow_party_is_bounded(sites: dict[str, Site]) -> None:
     limit = 4 * 2**20
     meshes = connected(sites, NAMES[:2], queue_limit_bytes=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import pytest
 
@@ -76,6 +77,18 @@ def test_frames_that_do_not_fit_end_the_stream(sequence: int, payload: bytes, la
     with pytest.raises(ProtocolMismatch, match=expected) as caught:
         assembler.add(sequence, payload, last)
     assert caught.value.culprits == ("alpha",)
+
+
+def test_a_message_of_tiny_pieces_costs_no_more_than_its_size() -> None:
+    assembler, count = Assembler("alpha"), 100_000
+    tracemalloc.start()
+    for sequence in range(count):
+        assembler.add(sequence, (sequence % 256).to_bytes(1, "big") + b"x", False)
+    held_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held_bytes < 4 * 2 * count
+    message = assembler.add(count, b"", True)
+    assert message is not None and len(message) == 2 * count
 
 
 def test_socket_transports_deliver_and_notice_the_end() -> None:

@@ -310,3 +310,14 @@ def test_a_restored_copy_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     shutil.copy(path, tmp_path / "b" / "ledger.db")
     assert opened(tmp_path / "b", 100.0).entries() == opened(tmp_path / "a", 100.0).entries()
+
+
+def test_looking_at_a_ledger_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with pytest.raises(StateError, match="no readable ledger"):
+        Ledger.existing(path)
+    assert list(tmp_path.iterdir()) == []
+    ledger = Ledger(path, epsilon_limit=3.0, delta=1e-5)
+    looked = Ledger.existing(path)
+    assert (looked.epsilon_limit, looked.delta, looked.spent(), looked.entries()) == (3.0, 1e-5, 0.0, [])
+    assert len(ledger.limit_changes()) == 1

@@ -522,6 +522,80 @@ def test_calls_beyond_the_limit_are_told_to_come_again(party: Party, echo_of: An
         assert not first.is_alive()
 
 
+@pytest.mark.parametrize("shape", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+def test_callers_who_are_not_admitted_occupy_no_worker(
+    party: Party, echo_of: Any, offering: Any, shape: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call without its request would hold a worker for ever, were the request waited for before the door."""
+    method = {"unary_unary": "Unary", "unary_stream": "Down", "stream_unary": "Up", "stream_stream": "Both"}[shape]
+    stop = threading.Event()
+
+    def never() -> Any:
+        stop.wait(30)
+        yield from ()
+
+    service = offering(lambda text, _: text, frozenset({Role.PARTY}))
+    with (
+        serve("127.0.0.1:0", party("party-alpha"), [service], max_workers=2) as running,
+        open_channel(running.address, party("client-main"), ALPHA) as client,
+        open_channel(running.address, party("party-beta"), ALPHA) as member,
+    ):
+        calls = [client.stream_stream(f"/{service.name}/{method}")(never()) for _ in range(4)]
+        for call in calls:
+            with pytest.raises(grpc.RpcError):
+                next(call)
+        assert echo_of(member).unary("served") == ["served"]
+        stop.set()
+
+
+def test_health_and_reflection_leave_workers_to_the_services(party: Party, echo_of: Any, offering: Any) -> None:
+    stop = threading.Event()
+
+    def ask_and_stay() -> Any:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        stop.wait(30)
+
+    service = offering(lambda text, _: text, frozenset({Role.PARTY}))
+    with (
+        serve("127.0.0.1:0", party("party-alpha"), [service], max_workers=8) as running,
+        open_channel(running.address, party("client-main"), ALPHA) as client,
+        open_channel(running.address, party("party-beta"), ALPHA) as member,
+    ):
+        stub = reflection_pb2_grpc.ServerReflectionStub(client)
+        calls = [stub.ServerReflectionInfo(ask_and_stay()) for _ in range(7)]
+        answered = 0
+        for call in calls:
+            with contextlib.suppress(grpc.RpcError):
+                next(call)
+                answered += 1
+        assert answered == 4
+        assert echo_of(member).unary("served") == ["served"]
+        stop.set()
+
+
+def test_a_request_that_does_not_come_ends_its_call(
+    party: Party, offering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veil.wire.admission._REQUEST_WITHIN_S", 0.2)
+    stop = threading.Event()
+
+    def never() -> Any:
+        stop.wait(30)
+        yield from ()
+
+    service = offering(lambda text, _: text, frozenset({Role.PARTY}))
+    with (
+        serve("127.0.0.1:0", party("party-alpha"), [service], max_workers=1) as running,
+        open_channel(running.address, party("party-beta"), ALPHA) as member,
+    ):
+        with pytest.raises(grpc.RpcError) as cut_off:
+            member.stream_unary(f"/{service.name}/Unary")(never(), timeout=20)
+        assert cut_off.value.code() is grpc.StatusCode.CANCELLED
+        with pytest.raises(WireError, match="without its request"), translated("alpha"):
+            member.stream_unary(f"/{service.name}/Unary")(iter(()), timeout=20)
+        stop.set()
+
+
 # --- starting and stopping
 
 
