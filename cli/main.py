@@ -7,6 +7,7 @@ wrong options exit with 2; a traceback is a bug.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -39,7 +40,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 # Programs that run until they are stopped; they say what they do without being asked to.
-_DAEMONS = (["coordinator"], ["party", "start"], ["serve"])
+_DAEMONS = (["coordinator"], ["dealer"], ["party", "start"], ["serve"])
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -52,8 +53,13 @@ def main() -> None:
     level = os.environ.get("VEIL_LOG", "INFO" if verbose or daemon else "WARNING").upper()
     if level not in _LEVELS:
         sys.exit(f"veil: got VEIL_LOG={level[:40]!r}, expected one of {', '.join(_LEVELS)}")
-    # Refused handshakes reach the user as our own errors; gRPC's own lines of C++ say less.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for stream in (sys.stdout, sys.stderr):
+        # Titles and help are Unicode; a terminal that is not gets them escaped, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if not daemon:
+        # A caller gets a failed handshake as our own error; gRPC's lines of C++ say less. Servers keep them.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _overview()
@@ -115,8 +121,8 @@ def describe(error: VeilError) -> str:
 def _overview() -> None:
     console = Console()
     console.print(
-        "Train one recommender across organisations that may not show each other their users' data,\n"
-        "and score it for clients that do not show the server what they like.\n"
+        "Train one recommender across organisations that may not show each other their\n"
+        "users' data, and score it for clients that do not show what they like.\n"
     )
     console.print("usage: veil [-v] COMMAND [OPTIONS]      veil COMMAND --help says more\n", markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)

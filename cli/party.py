@@ -112,7 +112,8 @@ def pending(party: Address, name: Name, credentials: CredentialsDir) -> None:
         print(f"job       {job.job_id}")
         for line in plan_lines(parse(job.text)):
             print(line)
-        print(f"to sign   veil party approve {job.job_id} --digest {job.digest.hex()}\n")
+        whom = f"--party {party} --name {name} --credentials {credentials}"
+        print(f"to sign   veil party approve {job.job_id} --digest {job.digest.hex()} {whom}\n")
     if not reply.jobs:
         print("nothing waits")
 

@@ -5,28 +5,20 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from coordinator.roster import Roster
 from coordinator.states import Rules
 from coordinator.switchboard import Limits
-from veil.errors import ConfigError
-from veil.files import read_bounded
-from veil.jobs.spec import Name, describe
-
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
-_MAX_CONFIG_BYTES = 64 * 1024
+from veil import settings
+from veil.jobs.spec import Name
+from veil.settings import Address, Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Deadlines(_Section):
+class Deadlines(Section):
     """Waiting times."""
 
     heartbeat_interval_s: float = Field(default=5.0, ge=0.1, le=600)
@@ -42,7 +34,7 @@ class Deadlines(_Section):
         return self
 
 
-class Most(_Section):
+class Most(Section):
     """How much the coordinator takes on."""
 
     open_jobs: int = Field(default=32, ge=1, le=1000)
@@ -50,7 +42,7 @@ class Most(_Section):
     watchers: int = Field(default=32, ge=1, le=256)
 
 
-class CoordinatorConfig(_Section):
+class CoordinatorConfig(Section):
     """Everything that the coordinator needs. Relative paths are relative to the file."""
 
     listen: Address
@@ -95,13 +87,6 @@ class CoordinatorConfig(_Section):
 
 def load(path: Path) -> CoordinatorConfig:
     """Reads and checks the file. Raises `ConfigError` that names each wrong key."""
-    try:
-        document = tomllib.loads(read_bounded(path, _MAX_CONFIG_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is not TOML: {error}") from None
-    try:
-        config = CoordinatorConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}", hint="deploy/coordinator.toml explains every key") from None
+    config = settings.read(path, CoordinatorConfig, explained_in="deploy/coordinator.toml")
     root = path.resolve().parent
     return config.model_copy(update={"credentials": root / config.credentials, "store": root / config.store})

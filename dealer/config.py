@@ -7,26 +7,18 @@ listen = "0.0.0.0:7443"
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from dealer.sessions import Limits
-from veil.errors import ConfigError, InputError
-from veil.files import read_bounded
-from veil.jobs.spec import describe
+from veil import settings
 from veil.mpc.items import MAX_ELEMENTS, MAX_WORK
-
-_MAX_FILE_BYTES = 64 * 1024
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from veil.settings import Section
 
 
-class DealerSection(_Section):
+class DealerSection(Section):
     """Who the dealer is and where it listens."""
 
     credentials: Path
@@ -36,7 +28,7 @@ class DealerSection(_Section):
     grace_s: float = Field(default=10.0, ge=0, le=600)
 
 
-class LimitsSection(_Section):
+class LimitsSection(Section):
     """Bounds on what parties may ask."""
 
     sessions: int = Field(default=64, ge=1, le=10_000)
@@ -47,14 +39,14 @@ class LimitsSection(_Section):
     idle_s: float = Field(default=3600.0, ge=1, le=7 * 24 * 3600)
 
 
-class LogSection(_Section):
+class LogSection(Section):
     """How to log, to standard error."""
 
     format: Literal["plain", "json"] = "plain"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class DealerConfig(_Section):
+class DealerConfig(Section):
     """The whole file."""
 
     dealer: DealerSection
@@ -68,15 +60,6 @@ class DealerConfig(_Section):
 
 def load(path: Path) -> DealerConfig:
     """Reads and checks the file. A relative `credentials` folder is taken from the file's own. Raises `ConfigError`."""
-    try:
-        document = tomllib.loads(read_bounded(path, _MAX_FILE_BYTES).decode("utf-8"))
-    except InputError as error:
-        raise ConfigError(error.message) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: {error}") from None
-    try:
-        config = DealerConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path.name}: {describe(error)}") from None
+    config = settings.read(path, DealerConfig, explained_in="deploy/dealer.toml")
     credentials = path.parent / config.dealer.credentials
     return config.model_copy(update={"dealer": config.dealer.model_copy(update={"credentials": credentials})})

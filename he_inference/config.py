@@ -5,26 +5,19 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field
 
 from he_inference import parameters
-from veil.errors import ConfigError
-from veil.files import read_bounded
-from veil.jobs.spec import Name, describe
+from veil import settings
+from veil.jobs.spec import Name
+from veil.settings import Address, Section
 
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
-_MAX_CONFIG_BYTES = 64 * 1024
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_EXAMPLE = "deploy/scoring.toml"
 
 
-class Load(_Section):
+class Load(Section):
     """How much work is taken on at a time."""
 
     # Processes that compute; each holds its own encoded items, 8 bytes for each item and (padded) dimension.
@@ -37,7 +30,7 @@ class Load(_Section):
     timeout_s: float = Field(default=30.0, gt=0.1, le=600)
 
 
-class Keys(_Section):
+class Keys(Section):
     """Evaluation keys that are kept for clients (about 250 KB each)."""
 
     max_bytes: int = Field(default=1 << 30, ge=1 << 20, le=1 << 40)
@@ -46,7 +39,7 @@ class Keys(_Section):
     lifetime_days: float = Field(default=30.0, gt=0, le=3650)
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """Everything that the server needs. Relative paths are relative to the file."""
 
     # Address that is listened at.
@@ -67,19 +60,15 @@ class ScoringConfig(_Section):
 
 def load(path: Path) -> ScoringConfig:
     """Reads and checks the file. Raises `ConfigError` that names each wrong key."""
-    try:
-        document = tomllib.loads(read_bounded(path, _MAX_CONFIG_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is not TOML: {error}") from None
-    return check(document, path.resolve().parent, source=str(path))
+    return _anchored(settings.read(path, ScoringConfig, explained_in=_EXAMPLE), path.resolve().parent)
 
 
 def check(document: dict[str, object], root: Path, *, source: str) -> ScoringConfig:
     """A checked configuration; relative paths become relative to `root`. Raises `ConfigError`."""
-    try:
-        config = ScoringConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {describe(error)}", hint="deploy/scoring.toml explains every key") from None
+    return _anchored(settings.check(document, ScoringConfig, source=source, explained_in=_EXAMPLE), root)
+
+
+def _anchored(config: ScoringConfig, root: Path) -> ScoringConfig:
     parameters.named(config.parameters)
     paths = {name: root / getattr(config, name) for name in ("credentials", "model", "state")}
     return config.model_copy(update=paths)

@@ -5,33 +5,25 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field
 
-from veil.errors import ConfigError
-from veil.files import read_bounded
-from veil.jobs.spec import Name, describe
+from veil import settings
+from veil.jobs.spec import Name
 from veil.recsys.reading import ReadConfig
-
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
-_MAX_CONFIG_BYTES = 64 * 1024
+from veil.settings import Address, Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Remote(_Section):
+class Remote(Section):
     """Another program of the consortium: where it listens and the name that its certificate must carry."""
 
     address: Address
     name: Name = "main"
 
 
-class Data(_Section):
+class Data(Section):
     """The party's own rows."""
 
     source: Path
@@ -40,14 +32,14 @@ class Data(_Section):
     pseudonym_key: Path
 
 
-class Budget(_Section):
+class Budget(Section):
     """What may be released over all jobs, for ever."""
 
     epsilon: float = Field(gt=0, le=1000)
     delta: float = Field(gt=0, lt=0.01)
 
 
-class Approval(_Section):
+class Approval(Section):
     """Who says yes to a job: these rules, or these rules and a person (`veil party approve`)."""
 
     mode: Literal["policy", "manual"] = "manual"
@@ -58,7 +50,7 @@ class Approval(_Section):
     noise_sources: tuple[Literal["dealer", "parties"], ...] = ("dealer", "parties")
 
 
-class PartyConfig(_Section):
+class PartyConfig(Section):
     """Everything that the daemon needs. Relative paths are relative to the file."""
 
     # Address that the one port is bound to, and the address at which peers reach it.
@@ -84,14 +76,7 @@ class PartyConfig(_Section):
 
 def load(path: Path) -> PartyConfig:
     """Reads and checks the file. Raises `ConfigError` that names each wrong key."""
-    try:
-        document = tomllib.loads(read_bounded(path, _MAX_CONFIG_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is not TOML: {error}") from None
-    try:
-        config = PartyConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}", hint="deploy/party.toml explains every key") from None
+    config = settings.read(path, PartyConfig, explained_in="deploy/party.toml")
     return _absolute(config, path.resolve().parent)
 
 

@@ -8,38 +8,32 @@ that reading a request needs no numerical library.
 from __future__ import annotations
 
 import secrets
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from veil import __version__
+from veil import __version__, settings
 from veil.errors import ConfigError
-from veil.files import read_bounded
 from veil.jobs.spec import Catalogue, JobSpec, Name, Noise, Privacy, Release, SubspaceTrainer, describe
+from veil.settings import Section
 
-MAX_REQUEST_BYTES = 64 * 1024
 # Packages whose behaviour a model depends on; every party must run the same.
 VERSIONED = ("torch", "crypten", "dp-accounting")
 
 _Override = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CatalogueSection(_Section):
+class CatalogueSection(Section):
     """Where the operator's copy of the public catalogue lies; its digest and sizes go into the job."""
 
     path: Path
 
 
-class PrivacySection(_Section):
+class PrivacySection(Section):
     """What the job may cost each user, over all its releases together."""
 
     epsilon: float = Field(gt=0, le=1000)
@@ -47,7 +41,7 @@ class PrivacySection(_Section):
     noise: Literal["dealer", "parties"] = "dealer"
 
 
-class TrainerSection(_Section):
+class TrainerSection(Section):
     """Which trainer, and what it shall not choose by itself: any key of the trainer, as a number."""
 
     kind: Literal["subspace"] = "subspace"
@@ -64,7 +58,7 @@ class TrainerSection(_Section):
         }
 
 
-class JobRequest(_Section):
+class JobRequest(Section):
     """What an operator writes. `parties` are in rank order; `path` is absolute after `load`."""
 
     name: Name
@@ -110,14 +104,7 @@ class CatalogueFacts:
 
 def load(path: Path) -> JobRequest:
     """Reads a job.toml. Raises `ConfigError` that names each wrong key."""
-    try:
-        document = tomllib.loads(read_bounded(path, MAX_REQUEST_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is not TOML: {error}") from None
-    try:
-        request = JobRequest.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}", hint="deploy/job.toml explains every key") from None
+    request = settings.read(path, JobRequest, explained_in="deploy/job.toml")
     anchored = CatalogueSection(path=path.resolve().parent / request.catalogue.path)
     return request.model_copy(update={"catalogue": anchored})
 

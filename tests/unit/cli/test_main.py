@@ -66,6 +66,14 @@ def test_overview_loads_no_program() -> None:
     assert not _HEAVY & set(done.stdout.rpartition("|")[2].split())
 
 
+def test_output_survives_a_terminal_without_unicode() -> None:
+    script = "import sys; sys.argv = ['veil', 'certs', 'issue', '--help']; from cli.main import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"veil {__version__}\n"
