@@ -159,9 +159,11 @@ class Sessions:
         return torch.from_numpy(draw).reshape(release.shape)
 
     def close(self, caller: Identity, job_id: str) -> None:
-        """Forgets a job. One party is enough: without all of them no job goes on."""
+        """Forgets a job. One party is enough: without all of them no job goes on. A forgotten job is forgotten."""
         with self._lock:
-            job = self._find(job_id)
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
             self._rank(caller, job.spec)
             del self._jobs[job_id]
 

@@ -264,7 +264,7 @@ class Daemon:
     def close(self) -> None:
         """Stops the link and whatever runs."""
         with self._lock:
-            runs = list(self._runs.values())
+            runs = [run for run in self._runs.values() if run.active]
         for run in runs:
             run.stop(StateError(f"{self.name} is shutting down"))
         self.link.stop()

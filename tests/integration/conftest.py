@@ -52,12 +52,12 @@ class Trial:
     def start_party(self, name: str, **changes: object) -> None:
         self.consortium.start_party(self.sites[name], self.catalogue_folder, changes)
 
-    def plan(self, *, epsilon: float = 4.0, noise: str = "dealer") -> JobSpec:
+    def plan(self, *, epsilon: float = 4.0, noise: str = "dealer", rounds: int = 1) -> JobSpec:
         self.job_files += 1
         file = self.root / f"job-{self.job_files}.toml"
         file.write_text(
             f'name = "trial"\nparties = {list(PARTIES)}\n[catalogue]\npath = "catalogue"\n'
-            f'[privacy]\nepsilon = {epsilon}\ndelta = 1e-5\nnoise = "{noise}"\n[trainer]\nrounds = 1\n'
+            f'[privacy]\nepsilon = {epsilon}\ndelta = 1e-5\nnoise = "{noise}"\n[trainer]\nrounds = {rounds}\n'
         )
         return job_client.plan_job(file, "trial")
 

@@ -94,12 +94,12 @@ def test_three_parties_train_publish_and_pay(make_trial: Callable[[], Trial]) ->
 def test_noise_by_the_parties_and_a_person_who_approves(make_trial: Callable[[], Trial]) -> None:
     trial = make_trial()
     trial.start("alpha", "beta")
-    trial.start_party("gamma", approval={"mode": "manual", "max_epsilon_per_job": 6.0}, operators=["main"])
+    trial.start_party("gamma", approval={"mode": "manual", "max_epsilon_per_job": 6.0})
     spec = trial.plan(epsilon=4.0, noise="parties")
     job = job_client.submit_job(trial.desk, spec)
     options = [
         *("--party", trial.consortium.address("gamma"), "--name", "gamma"),
-        *("--credentials", str(trial.consortium.credentials(Role.OPERATOR))),
+        *("--credentials", str(trial.consortium.credentials(Role.OPERATOR, "gamma"))),
     ]
 
     def veil(*arguments: str) -> str:
@@ -149,6 +149,31 @@ def test_a_party_that_dies_in_a_round_ends_the_job_and_is_named(make_trial: Call
     trial.start_party("gamma")
     _, lines = _run(trial, trial.plan(epsilon=1.0))
     assert "every party holds the same model" in lines[-1]
+
+
+def test_a_party_killed_in_mid_round_leaves_ledgers_that_cover_what_opened(make_trial: Callable[[], Trial]) -> None:
+    trial = make_trial()
+    trial.start()
+    gamma = trial.consortium.processes["gamma"]
+    spec = trial.plan(epsilon=4.0, rounds=16)
+    job = job_client.submit_job(trial.desk, spec)
+    with pytest.raises(PeerError) as failed:
+        for event in job_client.watch_job(trial.desk, job.job_id):
+            if event.party == "gamma" and event.progress.step == "round-2":
+                gamma.kill()
+    assert failed.value.culprits == ("gamma",)
+    releases = [release.name for release in spec.releases]
+    for party in PARTIES:
+        opened = [name for name, _ in _opened(trial.log(party))]
+        _, paid = _spent(trial, party)
+        # rounds had opened, not all of them, and nothing that this party's ledger does not hold
+        assert releases[:3] == opened[:3] and len(opened) < len(releases)
+        assert opened == paid[: len(opened)]
+        assert not list(trial.state(party).glob("models/*"))
+    # everybody who saw an opening saw the same one
+    logs = [_opened(trial.log(party)) for party in PARTIES]
+    shortest = min(map(len, logs))
+    assert logs[0][:shortest] == logs[1][:shortest] == logs[2][:shortest]
 
 
 def test_a_party_with_another_catalogue_disagrees_and_is_named(make_trial: Callable[[], Trial], tmp_path: Path) -> None:

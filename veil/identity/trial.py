@@ -24,7 +24,8 @@ _MOST_PARTIES = 64
 def make_consortium(
     directory: Path, consortium: str, parties: Sequence[str], *, passphrase: bytes | None = None
 ) -> dict[Identity, Path]:
-    """Directories of a coordinator, dealer, scoring server, operator and client "main" and of `parties`, by identity.
+    """Directories by identity: coordinator, dealer, scoring server, operator and client "main", each of `parties`, and an
+    operator named like each party.
 
     Each lies at `directory`/<role>-<name>, loadable with `Credentials.load`; the authority lies at
     `directory`/authority. Raises `IdentityError` for malformed or repeated names, or when `directory` belongs to
@@ -34,7 +35,7 @@ def make_consortium(
         raise IdentityError(f"got {len(parties)} parties, {len(set(parties))} of them different, expected 1 to 64")
     singles = (Role.COORDINATOR, Role.DEALER, Role.SCORING, Role.OPERATOR, Role.CLIENT)
     members = [Identity(consortium, role, SINGLE) for role in singles]
-    members += [Identity(consortium, Role.PARTY, name) for name in parties]
+    members += [Identity(consortium, role, name) for name in parties for role in (Role.PARTY, Role.OPERATOR)]
     authority = directory / AUTHORITY_FOLDER
     if not authority.exists():
         make_authority(authority, consortium, passphrase=passphrase)

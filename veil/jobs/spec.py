@@ -192,11 +192,15 @@ def parse(text: str) -> JobSpec:
     return spec
 
 
+_PLAIN = {"missing": "got nothing, expected a value", "extra_forbidden": "got a key that is not known here"}
+
+
 def describe(error: ValidationError) -> str:
     """One line for each wrong field, without echoing values longer than 60 characters."""
     lines = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "document"
         got = re.sub(r"\s+", " ", repr(item.get("input")))[:60]
-        lines.append(f"{where}: {item['msg']} (got {got})")
+        # What pydantic gives as the input of a missing key is its whole section.
+        lines.append(f"{where}: " + _PLAIN.get(item["type"], f"{item['msg']} (got {got})"))
     return "; ".join(lines)

@@ -200,6 +200,7 @@ def test_a_consortium_grows_under_the_same_authority(tmp_path: Path) -> None:
         "operator-main",
         "client-main",
         "party-alpha",
+        "operator-alpha",
     }
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*.pem")}
     second = make_consortium(tmp_path, "trial", ["alpha", "beta"])
