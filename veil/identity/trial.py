@@ -24,8 +24,8 @@ _MOST_PARTIES = 64
 def make_consortium(
     directory: Path, consortium: str, parties: Sequence[str], *, passphrase: bytes | None = None
 ) -> dict[Identity, Path]:
-    """Directories by identity: coordinator, dealer, scoring server, operator and client "main", each of `parties`, and an
-    operator named like each party.
+    """Directories by identity: coordinator, dealer, scoring server, operator and client "main", each of `parties` and
+    an operator named like each.
 
     Each lies at `directory`/<role>-<name>, loadable with `Credentials.load`; the authority lies at
     `directory`/authority. Raises `IdentityError` for malformed or repeated names, or when `directory` belongs to

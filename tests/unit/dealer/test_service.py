@@ -99,7 +99,7 @@ def test_the_example_configuration_holds_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "dealer: Field required"),
+        ("", "dealer: got nothing, expected a value"),
         ("[dealer", "conf.toml"),
         ('[dealer]\ncredentials = "x"\nlisten = "h:1"\nextra = 1', "extra"),
         ('[dealer]\ncredentials = "x"\nlisten = "h:1"\nworkers = 0', "workers"),
