@@ -26,7 +26,7 @@ from veil.jobs.spec import JobSpec, Noise, Privacy, Release
 from veil.privacy.mechanism import variance_factor
 from veil.privacy.noise import keyed_source, rounded_gaussian
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset
+from veil.recsys.dataset import Dataset
 from veil.recsys.metrics import Metrics, evaluate
 from veil.recsys.model import Model
 from veil.recsys.plan import plan_subspace

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset, load_dataset
+from veil.recsys.dataset import Dataset
+from veil.recsys.datasets import load_dataset
 from veil.recsys.features import build_catalogue
 from veil.text.encoder import default_encoder
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cli.local import LocalConsortium
     from veil.recsys.artifact import Artifact
     from veil.recsys.catalogue import Catalogue
-    from veil.recsys.datasets import Dataset
+    from veil.recsys.dataset import Dataset
 
 _MOST_EPSILON = 1000
 _NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")

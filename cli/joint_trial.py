@@ -14,7 +14,8 @@ from veil.identity.credentials import Credentials
 from veil.identity.names import Role
 from veil.jobs.spec import JobSpec
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset, Part, split_as_given, split_parties, write_party_csv
+from veil.recsys.dataset import Dataset
+from veil.recsys.parties import Part, split_as_given, split_parties, write_party_csv
 
 DELTA = 1e-5
 # Unequal on purpose: joint training is for organisations of different sizes.

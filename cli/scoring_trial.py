@@ -15,7 +15,7 @@ from veil.identity.names import Identity, Role
 if TYPE_CHECKING:
     from cli.local import LocalConsortium
     from veil.recsys.artifact import Artifact
-    from veil.recsys.datasets import Dataset
+    from veil.recsys.dataset import Dataset
 
 _SAMPLE_SCORES = 2_000
 

@@ -1,4 +1,4 @@
-"""A small consortium with data on disk, for tests that start real processes."""
+"""A small consortium with data on disk, for tests that start real processes, and a scoring server with clients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ import pytest
 
 from cli import job_client
 from cli.local import LocalConsortium, PartySite
+from he_inference.client import ScoringClient
+from he_inference.server import ScoringServer, start
+from tests.integration.scoring_site import ANNA, EVE, SERVER, Connect, Site, make_model, publish
+from veil.identity import certificates
+from veil.identity.authority import sign_request
 from veil.identity.credentials import Credentials
-from veil.identity.names import Role
+from veil.identity.names import Identity, Role
+from veil.identity.site import install, make_request
+from veil.identity.trial import make_consortium
 from veil.jobs.spec import JobSpec
 from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset, split_as_given, write_party_csv
+from veil.recsys.dataset import Dataset
 from veil.recsys.features import build_catalogue
+from veil.recsys.parties import split_as_given, write_party_csv
+from veil.wire.channel import open_channel
+from veil.wire.v1 import inference_pb2_grpc
 
 PARTIES = ("alpha", "beta", "gamma")
 
@@ -92,6 +102,52 @@ def make_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     yield make
     for trial in started:
         trial.consortium.stop()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A published model, client "eve" beside the usual one; one site for each file of tests."""
+    folder = tmp_path_factory.mktemp("scoring")
+    members = make_consortium(folder / "certs", "trial", ["alpha", "beta"])
+    authority, eve = folder / "certs" / "authority", folder / "certs" / "client-eve"
+    request = make_request(eve, EVE).read_bytes()
+    authority_pem = certificates.read_pem(authority / "authority.pem")
+    install(eve, sign_request(authority, request, role=Role.CLIENT, name="eve"), authority_pem)
+    members[EVE] = eve
+    model = make_model(1)
+    return Site(folder, members, model, publish(members, model, folder / "model", ("alpha", "beta")))
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[ScoringServer]:
+    """A scoring server of that model."""
+    with start(site.config(site.folder)) as running:
+        yield running
+
+
+@pytest.fixture
+def connect(site: Site, server: ScoringServer, tmp_path: Path) -> Iterator[Connect]:
+    """Clients of the server, closed at the end."""
+    opened: list[ScoringClient] = []
+
+    def make(
+        who: Identity = ANNA, address: str | None = None, keys: Path | None = None, **more: object
+    ) -> ScoringClient:
+        folder = keys or tmp_path / f"keys-{who.name}"
+        client = ScoringClient(address or server.address, site.credentials(who), SERVER, folder, **more)  # type: ignore[arg-type]
+        opened.append(client)
+        return client
+
+    yield make
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def stub(site: Site, server: ScoringServer) -> Iterator[inference_pb2_grpc.InferenceServiceStub]:
+    """Plain gRPC under anna's certificate."""
+    with open_channel(server.address, site.credentials(ANNA), SERVER) as channel:
+        yield inference_pb2_grpc.InferenceServiceStub(channel)
 
 
 def alive(pid: int) -> bool:

@@ -15,10 +15,8 @@ Steps of a pair (docs/protocol.md):
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -27,59 +25,19 @@ import grpc
 from veil.errors import IdentityError, InputError, PeerLost, ProtocolMismatch, StateError, VeilError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
-from veil.mpc.link import Assembler, Inbox, Outbox
+from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Pair
+from veil.mpc.mesh_servicer import MeshServicer
 from veil.mpc.transport import QUEUE_LIMIT_BYTES, Meter
-from veil.wire.channel import Service, caller, open_channel
+from veil.wire.channel import open_channel
 from veil.wire.status import from_rpc
 from veil.wire.v1 import mesh_pb2, mesh_pb2_grpc
 
+__all__ = ["PROTOCOL_VERSION", "GrpcMesh", "MeshServicer"]
+
 PROTOCOL_VERSION = 1
-SERVICE_NAME = "veil.wire.v1.MeshService"
-_HELLO_TIMEOUT_S = 20.0
-# Streams that one party may hold open at a server: one for each job, with room for ends and retries.
-_MOST_STREAMS = 4
 _RETRY_S = 0.2
 _LINGER_S = 10.0
 _AFTERMATH_S = 0.3
-_log = logging.getLogger("veil.mpc")
-
-
-class _Pair:
-    """The queues of one pair and their frames."""
-
-    def __init__(self, peer: str, queue_limit_bytes: int) -> None:
-        self.peer = peer
-        self.inbox = Inbox(peer, limit_bytes=queue_limit_bytes)
-        self.outbox = Outbox(peer)
-        self._assembler = Assembler(peer)
-
-    def frames(self) -> Iterator[mesh_pb2.Frame]:
-        for sequence, (payload, last) in enumerate(self.outbox.pieces()):
-            yield mesh_pb2.Frame(sequence=sequence, payload=payload, last=last)
-
-    def read(self, frames: Iterator[mesh_pb2.Frame | None]) -> None:
-        """Puts the peer's messages into the inbox until its direction ends, one way or another."""
-        error: VeilError = PeerLost(f"{self.peer} has closed its stream", culprits=(self.peer,))
-        orderly = False
-        try:
-            for frame in frames:
-                if frame is None:
-                    raise ProtocolMismatch(f"got no frame from {self.peer}, expected one", culprits=(self.peer,))
-                message = self._assembler.add(frame.sequence, frame.payload, frame.last)
-                if message is not None and not self.inbox.put(message):
-                    break
-            orderly = True
-        except ProtocolMismatch as mismatch:
-            error = mismatch
-        except grpc.RpcError as broken:
-            code = getattr(broken, "code", lambda: grpc.StatusCode.CANCELLED)()
-            error = PeerLost(f"the stream with {self.peer} broke: {code.name.lower()}", culprits=(self.peer,))
-        self.inbox.end(error, orderly=orderly)
-        self.outbox.close(error if isinstance(error, ProtocolMismatch) else None)
-
-    def end(self, error: VeilError) -> None:
-        self.inbox.end(error)
-        self.outbox.close(error)
 
 
 class GrpcMesh:
@@ -110,7 +68,7 @@ class GrpcMesh:
         self._credentials = credentials
         self._servicer = servicer
         self._queue_limit_bytes = queue_limit_bytes
-        self._pairs: dict[int, _Pair] = {}
+        self._pairs: dict[int, Pair] = {}
         self._calls: list[tuple[grpc.Channel, grpc.Call]] = []
         self._changed = threading.Condition()
         self._fatal: VeilError | None = None
@@ -172,7 +130,7 @@ class GrpcMesh:
             first = min((ending for ending in endings if ending is not None), key=lambda ending: ending[:2])
             raise first.error from None
 
-    def _pair(self, peer: int) -> _Pair:
+    def _pair(self, peer: int) -> Pair:
         pair = self._pairs.get(peer)
         if pair is None:
             raise StateError(f"got rank {peer}, expected a connected peer")
@@ -224,7 +182,7 @@ class GrpcMesh:
     def _dial_once(self, peer: int, name: str, until: float) -> None:
         expect = Identity(self._credentials.identity.consortium, Role.PARTY, name)
         channel = open_channel(self._roster[name], self._credentials, expect)
-        pair = _Pair(name, self._queue_limit_bytes)
+        pair = Pair(name, self._queue_limit_bytes)
 
         def requests() -> Iterator[mesh_pb2.ExchangeRequest]:
             yield mesh_pb2.ExchangeRequest(hello=self.hello())
@@ -233,7 +191,7 @@ class GrpcMesh:
 
         call = mesh_pb2_grpc.MeshServiceStub(channel).Exchange(requests())
         responses = iter(call)
-        waiting = threading.Timer(max(0.1, min(_HELLO_TIMEOUT_S, until - time.monotonic())), call.cancel)
+        waiting = threading.Timer(max(0.1, min(HELLO_TIMEOUT_S, until - time.monotonic())), call.cancel)
         waiting.daemon = True
         waiting.start()
         try:
@@ -256,18 +214,18 @@ class GrpcMesh:
 
     # Step (3): the lower rank -------------------------------------------------------------------------------------
 
-    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello) -> _Pair:
+    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello) -> Pair:
         """Checks a caller's hello and adopts its stream."""
         rank = self.names.index(peer.name) if peer.name in self.names else -1
         if peer.consortium != self._credentials.identity.consortium or rank <= self.rank:
             expected = ", ".join(self.names[self.rank + 1 :]) or "nobody"
             raise IdentityError(f"got a mesh stream from {peer}, expected {expected} to dial here")
         self.check_hello(hello, peer.name)
-        pair = _Pair(peer.name, self._queue_limit_bytes)
+        pair = Pair(peer.name, self._queue_limit_bytes)
         self._adopt(rank, pair, None)
         return pair
 
-    def _adopt(self, peer: int, pair: _Pair, call: tuple[grpc.Channel, grpc.Call] | None) -> None:
+    def _adopt(self, peer: int, pair: Pair, call: tuple[grpc.Channel, grpc.Call] | None) -> None:
         with self._changed:
             if self._closed:
                 raise PeerLost("the mesh was closed on this side")
@@ -296,77 +254,3 @@ class GrpcMesh:
         with self._changed:
             self._fatal = self._fatal or error
             self._changed.notify_all()
-
-
-class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
-    """Registered once at a daemon's server; hands each incoming stream to the mesh of its job."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, GrpcMesh] = {}
-        self._streams: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def service(self) -> Service:
-        """What `veil.wire.channel.serve` takes. Every stream occupies one of the server's workers while it lasts."""
-        return Service(
-            name=SERVICE_NAME,
-            add=lambda server: mesh_pb2_grpc.add_MeshServiceServicer_to_server(self, server),
-            roles=frozenset({Role.PARTY}),
-        )
-
-    def register(self, mesh: GrpcMesh) -> None:
-        """Accepts streams for this mesh's job from now on."""
-        with self._lock:
-            if mesh.job_id in self._jobs:
-                raise StateError(f"got job {mesh.job_id!r} a second time, expected one mesh for a job")
-            self._jobs[mesh.job_id] = mesh
-
-    def unregister(self, mesh: GrpcMesh) -> None:
-        """Accepts no more streams for this job."""
-        with self._lock:
-            if self._jobs.get(mesh.job_id) is mesh:
-                del self._jobs[mesh.job_id]
-
-    def Exchange(
-        self, request_iterator: Iterator[mesh_pb2.ExchangeRequest], context: grpc.ServicerContext
-    ) -> Iterator[mesh_pb2.ExchangeResponse]:
-        """One stream. Refusals are `VeilError`s, which the server maps to statuses."""
-        peer = caller(context)
-        with self._counted(peer.name):
-            yield from self._serve(peer, request_iterator, context)
-
-    @contextmanager
-    def _counted(self, peer: str) -> Iterator[None]:
-        """No party may occupy all of the server's workers."""
-        with self._lock:
-            if self._streams[peer] >= _MOST_STREAMS:
-                raise StateError(f"got more than {_MOST_STREAMS} streams of {peer}, expected one for each job")
-            self._streams[peer] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._streams[peer] -= 1
-
-    def _serve(
-        self, peer: Identity, request_iterator: Iterator[mesh_pb2.ExchangeRequest], context: grpc.ServicerContext
-    ) -> Iterator[mesh_pb2.ExchangeResponse]:
-        waiting = threading.Timer(_HELLO_TIMEOUT_S, context.cancel)
-        waiting.daemon = True
-        waiting.start()
-        first = next(request_iterator, None)
-        waiting.cancel()
-        if first is None or first.WhichOneof("body") != "hello":
-            raise ProtocolMismatch(f"got no hello from {peer.name}, expected one", culprits=(peer.name,))
-        with self._lock:
-            mesh = self._jobs.get(first.hello.job_id)
-        if mesh is None:
-            raise StateError("got a stream for a job that does not run here", hint="it may not have started yet")
-        pair = mesh.accept(peer, first.hello)
-        frames = (request.frame if request.HasField("frame") else None for request in request_iterator)
-        threading.Thread(target=pair.read, args=(frames,), name=f"mesh-read-{peer.name}", daemon=True).start()
-        lost = PeerLost(f"the stream with {peer.name} broke", culprits=(peer.name,))
-        context.add_callback(lambda: pair.end(lost))
-        yield mesh_pb2.ExchangeResponse(hello=mesh.hello())
-        for frame in pair.frames():
-            yield mesh_pb2.ExchangeResponse(frame=frame)

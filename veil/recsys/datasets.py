@@ -1,4 +1,4 @@
-"""Public data sets as one kind of object, and how a demo lays one out over organisations.
+"""Loaders of public data sets, and of the synthetic one, by name.
 
 The files are not part of Veil: their terms forbid handing them on (each folder's README states them). Every loader
 takes the folder where they lie. Sources: MovieLens (Harper and Konstan, TiiS 2015) in the split of He et al. (Neural
@@ -11,136 +11,22 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from veil.errors import ConfigError, DataError, InputError
-from veil.files import read_bounded, write_atomic
-from veil.recsys.catalogue import ItemTable
+from veil.files import read_bounded
+from veil.recsys.dataset import NEGATIVES, Dataset
 from veil.recsys.interactions import Interactions
-from veil.recsys.splits import by_user, leave_one_out, sample_negatives
-
-Int64 = npt.NDArray[np.int64]
+from veil.recsys.items import ItemTable
+from veil.recsys.splits import leave_one_out, sample_negatives
+from veil.recsys.synthetic import generate
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
-NEGATIVES = 99
 # Seed of the negatives that Veil draws for data sets that come without.
 NEGATIVES_SEED = 20260
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training interactions and what is held out.
-
-    Attributes:
-        name: for reports.
-        train: `users` x `items`.
-        test_items: int64[users], the held-out item of each user, -1 for none; never in `train`.
-        negatives: int64[users, 99], items that the user never met; None when there are none. A row may contain the
-            test item itself (the NCF split has 156 such rows); metrics ignore that entry.
-        table: the items' public facts.
-        extra: further arrays and numbers, by name (each loader says which).
-    """
-
-    name: str
-    train: Interactions
-    test_items: Int64
-    negatives: Int64 | None
-    table: ItemTable
-    extra: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Checks shapes and that no test item is trained on; raises `DataError`."""
-        users, items = self.train.users, self.train.items
-        if self.test_items.shape != (users,) or len(self.table) != items:
-            raise DataError(
-                f"got test items {self.test_items.shape} and {len(self.table)} items, expected {users} x {items}"
-            )
-        held = np.flatnonzero(self.test_items >= 0)
-        if len(held) and (
-            int(self.test_items.max()) >= items or bool(self.train.contains(held, self.test_items[held]).any())
-        ):
-            raise DataError("got a test item outside the catalogue or among the same user's training items")
-        negatives = self.negatives
-        if negatives is not None and (
-            negatives.ndim != 2
-            or len(negatives) != users
-            or (negatives.size and (int(negatives.min()) < 0 or int(negatives.max()) >= items))
-        ):
-            raise DataError(f"got negatives of shape {negatives.shape}, expected {users} rows of item numbers")
-
-    def subset(self, users: npt.ArrayLike, name: str | None = None) -> Dataset:
-        """The chosen users only, in the order given; `extra` is dropped."""
-        chosen = np.asarray(users, dtype=np.int64)
-        return Dataset(
-            name=name or self.name,
-            train=self.train.rows(chosen),
-            test_items=self.test_items[chosen],
-            negatives=None if self.negatives is None else self.negatives[chosen],
-            table=self.table,
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One organisation's share: `data` holds the users numbered `users` (int64, increasing) in the whole data set."""
-
-    users: Int64
-    data: Dataset
-
-
-def split_parties(dataset: Dataset, fractions: Sequence[float], seed: int = 0) -> list[Part]:
-    """Splits the users over organisations at random, in the given shares (positive, adding up to 1)."""
-    return _parts(dataset, by_user(dataset.train.users, fractions, seed=seed))
-
-
-def split_as_given(dataset: Dataset) -> list[Part]:
-    """Splits by the organisation of each user that the data set states in `extra["party_of"]` (the synthetic one does).
-
-    Raises `DataError` when it states none.
-    """
-    party_of = dataset.extra.get("party_of")
-    if party_of is None or party_of.shape != (dataset.train.users,):
-        raise DataError(f"got data set {dataset.name} without party_of", hint="use split_parties")
-    return _parts(dataset, [np.flatnonzero(party_of == party).astype(np.int64) for party in np.unique(party_of)])
-
-
-def _parts(dataset: Dataset, groups: Sequence[Int64]) -> list[Part]:
-    return [Part(users, dataset.subset(users, f"{dataset.name}/{number}")) for number, users in enumerate(groups)]
-
-
-def write_party_csv(
-    path: Path,
-    interactions: Interactions,
-    item_ids: Sequence[str],
-    *,
-    user_ids: Sequence[str] | None = None,
-) -> None:
-    """Writes an organisation's raw file: header `user_id,item_id[,time]`, rows by time where known.
-
-    user_ids: one for each user; `user-0`, `user-1`, … when None. The time column is left out when times are unknown.
-    The test side of a data set is not in it. The file is readable by its owner only.
-    """
-    if len(item_ids) != interactions.items:
-        raise DataError(f"got {len(item_ids)} item ids, expected {interactions.items}")
-    if user_ids is not None and len(user_ids) != interactions.users:
-        raise DataError(f"got {len(user_ids)} user ids, expected {interactions.users}")
-    names = user_ids if user_ids is not None else [f"user-{number}" for number in range(interactions.users)]
-    frame = pl.DataFrame(
-        {
-            "user_id": pl.Series(list(names), dtype=pl.String).gather(interactions.row_of()),
-            "item_id": pl.Series(list(item_ids), dtype=pl.String).gather(interactions.indices.astype(np.int64)),
-        }
-    )
-    if interactions.time is not None:
-        frame = frame.with_columns(pl.Series("time", interactions.time)).sort("time", maintain_order=True)
-    buffer = io.BytesIO()
-    frame.write_csv(buffer)
-    write_atomic(Path(path), buffer.getvalue(), mode=0o600)
 
 
 def load_ml1m(folder: Path) -> Dataset:
@@ -259,8 +145,6 @@ def load_dataset(name: str, folder: Path | None = None) -> Dataset:
         name, _, rest = name.partition(":")
         folder = Path(rest)
     if name == "synthetic":
-        from veil.recsys.synthetic import generate
-
         return generate()
     if name not in LOADERS:
         raise ConfigError(f"got data set {name!r}, expected synthetic or NAME:FOLDER with NAME of {', '.join(LOADERS)}")

@@ -34,7 +34,7 @@ ScoreBlock = Callable[[Int64], npt.ArrayLike]
 
 
 class HeldOut(Protocol):
-    """What `evaluate` needs of a data set (`veil.recsys.datasets.Dataset` has it)."""
+    """What `evaluate` needs of a data set (`veil.recsys.dataset.Dataset` has it)."""
 
     @property
     def train(self) -> Interactions:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veil.errors import ConfigError
-from veil.recsys.datasets import NEGATIVES, Dataset
+from veil.recsys.dataset import NEGATIVES, Dataset
 from veil.recsys.interactions import Interactions
 from veil.recsys.items import ItemTable
 from veil.recsys.splits import leave_one_out, sample_negatives

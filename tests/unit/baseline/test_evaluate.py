@@ -28,7 +28,7 @@ from cli import baseline as command
 from veil.errors import ConfigError, InputError
 from veil.recsys import postprocess
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset
+from veil.recsys.dataset import Dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.synthetic import generate
 

@@ -14,7 +14,8 @@ from baseline.train import choose_device, plaintext_model, save_plaintext, train
 from veil.errors import ConfigError, InputError, StateError
 from veil.recsys import postprocess
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset, load_dataset
+from veil.recsys.dataset import Dataset
+from veil.recsys.datasets import load_dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.subspace import unit_rows

@@ -18,8 +18,8 @@ from veil.mpc.loopback import socket_pairs
 from veil.privacy.noise import keyed_source, rounded_gaussian
 from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import split_as_given
 from veil.recsys.features import build_catalogue
+from veil.recsys.parties import split_as_given
 from veil.recsys.subspace import SubspaceAlgorithm, central_run
 
 _PARTIES = 3

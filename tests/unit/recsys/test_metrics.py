@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veil.errors import DataError
-from veil.recsys.datasets import Dataset, load_ml1m
+from veil.recsys.dataset import Dataset
+from veil.recsys.datasets import load_ml1m
 from veil.recsys.interactions import Interactions
 from veil.recsys.items import ItemTable
 from veil.recsys.metrics import evaluate, full_ranks, hr_at_k, ndcg_at_k, recall_at_k, sampled_ranks

@@ -18,7 +18,8 @@ from veil.privacy.mechanism import to_grid
 from veil.privacy.noise import keyed_source, rounded_gaussian
 from veil.recsys import postprocess, subspace
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.datasets import Dataset, load_dataset
+from veil.recsys.dataset import Dataset
+from veil.recsys.datasets import load_dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.metrics import evaluate

@@ -8,7 +8,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from veil.errors import ConfigError
-from veil.recsys.datasets import Dataset
+from veil.recsys.dataset import Dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.metrics import evaluate
 from veil.recsys.synthetic import PARTY_FRACTIONS, generate
