@@ -141,7 +141,7 @@ def _in_turn(first: Callable[[], object], second: Callable[[], object], runs: in
 
 
 def _machine() -> dict[str, Any]:
-    from cli.report import machine
+    from cli.machine import machine
 
     return {"machine": machine()}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cli.machine import machine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def measure(
         "index_build_s": index_build_s,
         **_accuracy(np.stack(found), truth),
         "max_abs_error_stated": layout.parameters.score_error,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
         "peers": {},
     }
     if peer is not None:
@@ -149,8 +149,7 @@ def score(
     ):
         table.add_row(key, _shown(result[key]), *([_shown(theirs[key])] if theirs else []))
     console = Console()
-    machine = result["machine"]
-    console.print(f"{items:,} items x {dim}, {queries} queries, one thread; {machine['processor']}")
+    console.print(f"{items:,} items x {dim}, {queries} queries, one thread; {result['machine']['processor']}")
     console.print(table)
     if theirs:
         console.print(f"{result['speedup']:.1f} times as fast as TenSEAL's matmul")
@@ -185,14 +184,6 @@ def _accuracy(found: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
         for mine, true in zip(found, truth, strict=True)
     ]
     return {"max_abs_error": float(np.abs(found - truth).max()), "top10_overlap": float(np.mean(overlaps))}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _shown(value: float) -> str:

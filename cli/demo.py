@@ -89,7 +89,7 @@ class _Plan:
 def _run(plan: _Plan, root: Path) -> dict[str, Any]:
     from cli.joint_trial import DELTA, run_job, split_over, start_programs
     from cli.local import LocalConsortium
-    from cli.report import machine
+    from cli.machine import machine
     from veil.identity.credentials import Credentials
     from veil.identity.names import Role
     from veil.recsys.artifact import load_model

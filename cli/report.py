@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,16 +34,6 @@ _LABELS = {
     "popularity": "popularity",
 }
 _METRICS = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    return {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
 
 
 def write(report: Report, directory: Path) -> None:
@@ -85,18 +73,6 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                if name and not name.isdigit():
-                    return name
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _svg(figure: Figure) -> Markup:

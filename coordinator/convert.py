@@ -18,8 +18,6 @@ from veil.wire.limits import split_address
 from veil.wire.v1 import coordinator_pb2 as wire
 from veil.wire.v1 import job_pb2
 
-# Version of the contract of CoordinatorService.Join.
-PROTOCOL_VERSION = 1
 MOST_LISTED = 500
 USUAL_LISTED = 50
 # A listing stays well below the limit on a message.
@@ -41,9 +39,9 @@ def hello_from(request: wire.JoinRequest) -> tuple[str, str]:
     if kind != "hello":
         raise WireError(f"got {kind or 'nothing'} as the first message, expected Hello")
     hello = request.hello
-    if hello.protocol_version != PROTOCOL_VERSION:
+    if hello.protocol_version != convert.JOIN_PROTOCOL_VERSION:
         raise WireError(
-            f"got protocol version {hello.protocol_version}, expected {PROTOCOL_VERSION}",
+            f"got protocol version {hello.protocol_version}, expected {convert.JOIN_PROTOCOL_VERSION}",
             hint="install the same version of Veil at the coordinator and the parties",
         )
     try:

@@ -17,11 +17,11 @@ from veil import __version__
 from veil.errors import VeilError, WireError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity
+from veil.jobs.convert import JOIN_PROTOCOL_VERSION
 from veil.wire.channel import open_channel
 from veil.wire.status import from_rpc
 from veil.wire.v1 import coordinator_pb2, coordinator_pb2_grpc
 
-PROTOCOL_VERSION = 1
 _LOG = logging.getLogger("veil.party.link")
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 15.0
@@ -116,7 +116,7 @@ class CoordinatorLink:
     def _requests(self, ended: threading.Event, heartbeat_s: list[float]) -> Iterator[coordinator_pb2.JoinRequest]:
         yield coordinator_pb2.JoinRequest(
             hello=coordinator_pb2.Hello(
-                protocol_version=PROTOCOL_VERSION, software_version=__version__, mesh_address=self._mesh_address
+                protocol_version=JOIN_PROTOCOL_VERSION, software_version=__version__, mesh_address=self._mesh_address
             )
         )
         while not ended.is_set() and not self._stopping.is_set():

@@ -256,7 +256,6 @@ class JobRun:
         if not seed:
             raise StateError("got a second start of the worker, expected one: a seed serves once")
         return {
-            "job_id": self._job_id,
             "job_text": self._spec.text(),
             "party": self._name,
             "seed": seed.hex(),

@@ -23,7 +23,7 @@ user's id. `code` is stable and public; it travels in gRPC trailers (see `veil.w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class VeilError(Exception):
@@ -136,3 +136,12 @@ class StateError(VeilError):
     """An operation that the present state does not allow."""
 
     code = "STATE"
+
+
+def _tree(root: type[VeilError]) -> list[type[VeilError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _tree(child))]
+
+
+# Taken here, at the end of the file: private subclasses of other modules, whose constructors differ, are not in it.
+BY_CODE: Mapping[str, type[VeilError]] = {kind.code: kind for kind in _tree(VeilError)}
+"""The class that a code stands for, when an error arrives from another process."""

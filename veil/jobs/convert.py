@@ -10,6 +10,9 @@ from veil.jobs.reports import Failure, Outcome, Progress
 from veil.jobs.signing import Approval
 from veil.wire.v1 import job_pb2
 
+# Version of the contract of CoordinatorService.Join, which both ends state.
+JOIN_PROTOCOL_VERSION = 1
+
 _MOST_SIGNATURE_BYTES = 256
 _MOST_CERTIFICATE_CHARACTERS = 16 * 1024
 _MOST_NAME_CHARACTERS = 48

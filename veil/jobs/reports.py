@@ -10,8 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from veil import errors
-from veil.errors import PeerError, VeilError, WireError
+from veil.errors import BY_CODE, PeerError, VeilError, WireError
 from veil.jobs.spec import JobSpec
 
 SENTENCE_CHARACTERS = 1024
@@ -102,18 +101,10 @@ class Failure:
 
     def error(self, *, hint: str | None = None) -> VeilError:
         """The error of this code, with sentence and culprits; a `VeilError` when the code is not known here."""
-        kind = _CLASSES.get(self.code, VeilError)
+        kind = BY_CODE.get(self.code, VeilError)
         if issubclass(kind, PeerError):
             return kind(self.sentence, culprits=self.culprits, hint=hint)
         return kind(self.sentence, hint=hint)
-
-
-def _subclasses(root: type[VeilError]) -> list[type[VeilError]]:
-    return [root, *(kind for child in root.__subclasses__() for kind in _subclasses(child))]
-
-
-# Only the tree of veil/errors.py: other modules may define private subclasses whose constructors differ.
-_CLASSES = {kind.code: kind for kind in reversed(_subclasses(VeilError)) if kind.__module__ == errors.__name__}
 
 
 def _check_count(name: str, value: int) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from veil import errors
-from veil.errors import DataError, PeerError, VeilError
+from veil.errors import BY_CODE, DataError, PeerError, VeilError
 
 _MAX_TEXT = 1024
 
@@ -24,7 +23,7 @@ def from_document(document: object) -> VeilError:
     """The same class of error again; `VeilError` itself for an unknown code."""
     if not isinstance(document, dict):
         return VeilError("got an error without content")
-    kind = _CLASSES.get(str(document.get("code")), VeilError)
+    kind = BY_CODE.get(str(document.get("code")), VeilError)
     message = str(document.get("message", ""))[:_MAX_TEXT]
     hint = str(document["hint"])[:_MAX_TEXT] if document.get("hint") else None
     if issubclass(kind, PeerError):
@@ -38,8 +37,3 @@ def from_document(document: object) -> VeilError:
 def _list(document: dict[str, object], name: str) -> list[object]:
     value = document.get(name)
     return value if isinstance(value, list) else []
-
-
-_CLASSES: dict[str, type[VeilError]] = {
-    kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, VeilError)
-}

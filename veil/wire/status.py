@@ -54,7 +54,6 @@ STATUS_OF: dict[type[VeilError], grpc.StatusCode] = {
     errors.ArtifactError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StateError: grpc.StatusCode.FAILED_PRECONDITION,
 }
-_CLASS_OF: dict[str, type[VeilError]] = {kind.code: kind for kind in STATUS_OF}
 
 # What a status without `veil-code` means: it comes from gRPC itself, or from a server that is not Veil's.
 _PLAIN: dict[grpc.StatusCode, type[VeilError]] = {
@@ -129,7 +128,7 @@ def from_rpc(error: grpc.RpcError, peer: str) -> VeilError:
         return PeerLost(f"the call to {peer} ended before it had begun", culprits=(peer,))
     status, details = call.code(), public_sentence(call.details() or "")
     sent = {key: value for key, value in call.trailing_metadata() or () if isinstance(value, str)}
-    kind = _CLASS_OF.get(sent.get(CODE_TRAILER, ""))
+    kind = errors.BY_CODE.get(sent.get(CODE_TRAILER, ""))
     if kind is not None:
         return _again(kind, f"{peer}: {details}", peer, sent)
     if sent.get(CODE_TRAILER) == _INTERNAL:

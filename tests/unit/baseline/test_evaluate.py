@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from baseline import __main__ as program
@@ -31,14 +29,6 @@ from veil.recsys.catalogue import Catalogue
 from veil.recsys.dataset import Dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.synthetic import generate
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from baseline.evaluate import model_metrics
 from baseline.train import choose_device, plaintext_model, save_plaintext, train
@@ -20,14 +19,6 @@ from veil.recsys.features import build_catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.subspace import unit_rows
 from veil.recsys.synthetic import generate
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import jinja2
 import pytest
 
 from cli import report
+from cli.machine import machine
 
 _MODELS = ("private", "plaintext", "ials", "popularity")
 
@@ -59,7 +60,7 @@ def _small() -> report.Report:
             "sample": {"plaintext": [0.0, 1.0, 2.0], "encrypted": [0.0001, 1.0, 1.9998]},
             "example": [{"title": "Fish & <Chips>", "score": 4.2}],
         },
-        "machine": report.machine(),
+        "machine": machine(),
         "versions": {"torch": "2.13.0", "crypten": "0.4.1"},
         "command": "veil demo --data synthetic",
         "seconds": 88.0,

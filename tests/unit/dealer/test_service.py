@@ -20,8 +20,9 @@ from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
 from veil.jobs.spec import digest
-from veil.mpc.correlated import DealerClient, DealerProvider
+from veil.mpc.dealer_client import DealerClient
 from veil.mpc.items import Item, to_wire
+from veil.mpc.provider import DealerProvider
 from veil.wire.channel import serve
 
 DEALER = Identity("trial", Role.DEALER, "main")
