@@ -1,9 +1,9 @@
 """Metrics of the plaintext model, of the references, and of the private mechanism simulated on data that one holds.
 
 Guarantee: all rows of a comparison share one data set, one split and one set of negatives. The private rows run the
-real integer mechanism (`veil.recsys.subspace.central_run` with `veil.privacy.noise.rounded_gaussian`) with all users in
-one place: the same distribution of models as a joint run, without the sharing. They are an evaluation for whoever holds
-the data already, not a release: nothing is charged to a ledger, and looking at the metrics reveals the data.
+real integer mechanism (`veil.trainers.registry.central_run` with `veil.privacy.noise_of.draw`) with all users
+in one place: the same distribution of models as a joint run, without the sharing. They are an evaluation for whoever
+holds the data already, not a release: nothing is charged to a ledger, and looking at the metrics reveals the data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,19 +23,23 @@ from baseline.references import Factorisation, Popularity
 from baseline.train import plaintext_model
 from veil.errors import ConfigError
 from veil.jobs import spec as jobs
+from veil.jobs.request import CatalogueFacts, CatalogueSection, JobRequest, PrivacySection, TrainerSection
 from veil.jobs.spec import JobSpec, Noise, Privacy, Release
+from veil.privacy import noise_of
 from veil.privacy.mechanism import variance_factor
-from veil.privacy.noise import keyed_source, rounded_gaussian
+from veil.privacy.noise import keyed_source
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.dataset import Dataset
 from veil.recsys.metrics import Metrics, evaluate
 from veil.recsys.model import Model
-from veil.recsys.plan import plan_subspace
 from veil.recsys.splits import leave_one_out, sample_negatives
-from veil.recsys.subspace import central_run, central_trained
+from veil.trainers import registry
+from veil.trainers.registry import central_run
+from veil.trainers.subspace.algorithm import central_trained
 
 Int64 = npt.NDArray[np.int64]
 NoiseSource = Literal["dealer", "parties"]
+LinearTrainer = Literal["subspace", "als"]
 
 _SIMULATION_DOMAIN = b"veil/baseline/simulated-noise/v1"
 
@@ -83,28 +88,28 @@ def simulation_spec(
     delta: float,
     noise_source: NoiseSource = "dealer",
     parties: int = 3,
+    trainer: LinearTrainer = "subspace",
     overrides: dict[str, float] | None = None,
 ) -> JobSpec:
-    """The job that parties would run on this catalogue, with invented names."""
-    features = int(catalogue.features.shape[1])
-    trainer, releases = plan_subspace(
-        epsilon=epsilon,
-        delta=delta,
-        noise_source=noise_source,
-        parties=parties,
-        items=catalogue.items,
-        features=features,
-        overrides=overrides,
-    )
-    return JobSpec(
+    """The job that parties would run on this catalogue, with invented names. trainer: one with linear scores."""
+    facts = CatalogueFacts(digest=catalogue.digest, items=catalogue.items, features=int(catalogue.features.shape[1]))
+    request = JobRequest(
         name="simulation",
+        parties=tuple(f"party-{number}" for number in range(parties)),
+        catalogue=CatalogueSection(path=Path("catalogue")),  # not read: its facts are at hand
+        privacy=PrivacySection(epsilon=epsilon, delta=delta, noise=noise_source),
+        trainer=TrainerSection(kind=trainer, overrides=dict(overrides or {})),
+    )
+    planned, releases = registry.plan(request, facts)
+    return JobSpec(
+        name=request.name,
         nonce="0" * 32,
         consortium="simulation",
-        parties=tuple(f"party-{number}" for number in range(parties)),
+        parties=request.parties,
         dealer="dealer",
-        catalogue=jobs.Catalogue(digest=catalogue.digest, items=catalogue.items, features=features),
+        catalogue=jobs.Catalogue(digest=facts.digest, items=facts.items, features=facts.features),
         privacy=Privacy(epsilon=epsilon, delta=delta, noise=Noise(source=noise_source)),
-        trainer=trainer,
+        trainer=planned,
         releases=releases,
         versions={},
     )
@@ -116,7 +121,7 @@ def simulated_noise(spec: JobSpec, release: Release, seed: int) -> Int64:
     total = np.zeros(release.shape, np.int64)
     for draw in range(variance_factor(spec.privacy.noise.source, len(spec.parties))):
         source = keyed_source(key, b"%s/%s/%d" % (_SIMULATION_DOMAIN, release.name.encode(), draw))
-        total += rounded_gaussian(release.size, release.sigma, source).reshape(release.shape)
+        total += noise_of.draw(release, source)
     return total
 
 
@@ -129,13 +134,20 @@ def private_metrics(
     seeds: Sequence[int],
     noise_source: NoiseSource = "dealer",
     parties: int = 3,
+    trainer: LinearTrainer = "subspace",
     overrides: dict[str, float] | None = None,
 ) -> Row:
     """Metrics of the private model, simulated centrally, for each noise seed."""
     if not seeds:
         raise ConfigError("got no noise seed, expected at least one")
     spec = simulation_spec(
-        catalogue, epsilon=epsilon, delta=delta, noise_source=noise_source, parties=parties, overrides=overrides
+        catalogue,
+        epsilon=epsilon,
+        delta=delta,
+        noise_source=noise_source,
+        parties=parties,
+        trainer=trainer,
+        overrides=overrides,
     )
     runs = []
     for seed in seeds:
@@ -152,9 +164,9 @@ def fit_private_mixing(
 ) -> dict[str, float]:
     """Mixing weights for the private model with one round, fitted on the latest training item of each user.
 
-    Looks at held-out items in the clear: for public data sets. The constants in `veil.recsys.plan` are its results on
-    MovieLens-100K (features of MiniLM, phrasing "generic") for epsilon 3 and 10, delta 1e-5, seeds 1 to 3, rounded.
-    The test item stays unused.
+    Looks at held-out items in the clear: for public data sets. The constants in `veil.trainers.subspace.plan` are its
+    results on MovieLens-100K (features of MiniLM, phrasing "generic") for epsilon 3 and 10, delta 1e-5, seeds 1 to 3,
+    rounded. The test item stays unused.
     """
     held = leave_one_out(dataset.train, order="random" if dataset.train.time is None else "latest")
     users = np.flatnonzero(held.test_items >= 0)

@@ -1,7 +1,7 @@
 """Mixing weights: how much each term of the score counts, fitted on held-out items.
 
 Guarantee: deterministic for given inputs. Not private: it looks at held-out items in the clear, so it is for public
-data sets (the constants in `veil.recsys.plan` come from MovieLens-100K) and for the plaintext baseline.
+data sets (the constants in `veil.trainers.subspace.plan` come from MovieLens-100K) and for the plaintext baseline.
 
 The score of a user u on an item i is linear in the weights w_j: sum_j w_j q_u . T_j[i]. With the held-out item and n
 sampled negatives as candidates, `fit` minimises the mean softmax cross entropy plus a small ridge by L-BFGS.

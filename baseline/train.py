@@ -1,6 +1,6 @@
 """The plaintext twin: the same linear model trained on all the data in one place, without clipping, grid or noise.
 
-Guarantee: scoring form, objective and split are those of the private trainer (`veil.recsys.subspace`): rows
+Guarantee: scoring form, objective and split are those of the private trainer (`veil.trainers.subspace.algorithm`): rows
 y_u = D x_u less the popularity direction, at unit norm; a rank-d linear autoencoder of them by orthogonal iteration;
 the same terms, mixed linearly. What privacy forbids it does use: exact counts, no clipping, more rounds and dimensions,
 the leave-one-out form of the objective, and mixing weights fitted on held-out items of the training data.
@@ -32,8 +32,8 @@ from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.model import MAX_DIMENSIONS, Model
 from veil.recsys.splits import leave_one_out, sample_negatives
-from veil.recsys.subspace import DEGENERATE
 from veil.recsys.trained import Trained
+from veil.trainers.subspace.algorithm import DEGENERATE
 
 _log = logging.getLogger("veil.baseline")
 

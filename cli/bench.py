@@ -98,7 +98,7 @@ def measure_training(users: int, epsilon: float, noise_source: str) -> dict[str,
     from cli.local import LocalConsortium
     from veil.recsys import synthetic
     from veil.recsys.features import build_catalogue
-    from veil.recsys.subspace import central_run
+    from veil.trainers.registry import central_run
 
     dataset = synthetic.generate(users)
     catalogue = build_catalogue(dataset.table)

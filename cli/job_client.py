@@ -60,11 +60,19 @@ def plan_job(file: Path, consortium: str) -> JobSpec:
     wish = request.load(file)
     # Here and not above: the catalogue and the planner bring numerical libraries along.
     from veil.recsys.catalogue import Catalogue
-    from veil.recsys.plan import plan_subspace
+    from veil.trainers.registry import check_job, plan
 
     catalogue = Catalogue.load(wish.catalogue.path)
-    facts = request.CatalogueFacts(catalogue.digest, catalogue.items, int(catalogue.features.shape[1]))
-    return request.resolve(wish, consortium=consortium, catalogue=facts, planner=plan_subspace)
+    facts = request.CatalogueFacts(
+        catalogue.digest,
+        catalogue.items,
+        int(catalogue.features.shape[1]),
+        categories=len({name for names in catalogue.categories for name in names}),
+    )
+    spec = request.resolve(wish, consortium=consortium, catalogue=facts, planner=plan)
+    # What every party would refuse is refused here, with the same words.
+    check_job(spec, catalogue)
+    return spec
 
 
 def submit_job(desk: Desk, spec: JobSpec) -> job_pb2.Job:

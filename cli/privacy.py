@@ -57,7 +57,7 @@ def plan(
 
     from veil.jobs.spec import NEIGHBOURING
     from veil.privacy import accountant
-    from veil.recsys.plan import plan_subspace
+    from veil.trainers.subspace.plan import plan_subspace
 
     trainer, releases = plan_subspace(
         epsilon=epsilon, delta=delta, noise_source=noise, parties=parties, items=items, features=features

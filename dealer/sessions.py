@@ -22,7 +22,8 @@ from veil.identity.names import Identity, Role
 from veil.jobs.spec import JobSpec, digest, parse
 from veil.mpc.items import MAX_ELEMENTS, MAX_WORK, Item, check
 from veil.mpc.triples import correction, item_key
-from veil.privacy.noise import ByteSource, rounded_gaussian, system_source
+from veil.privacy import noise_of
+from veil.privacy.noise import ByteSource, system_source
 
 SEED_BYTES = 32
 _JOB_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")  # as in the ledger; it goes into logs
@@ -155,8 +156,7 @@ class Sessions:
 
     def _draw(self, job: _Job, item: Item) -> Tensor:
         release = job.spec.release(item.release)
-        draw = rounded_gaussian(release.size, release.sigma, self._noise_source())
-        return torch.from_numpy(draw).reshape(release.shape)
+        return torch.from_numpy(noise_of.draw(release, self._noise_source()))
 
     def close(self, caller: Identity, job_id: str) -> None:
         """Forgets a job. One party is enough: without all of them no job goes on. A forgotten job is forgotten."""

@@ -15,13 +15,8 @@ from he_inference.exchange import Gather, Terms
 from veil.errors import ArtifactError, StateError
 from veil.files import atomic_directory
 from veil.identity.names import Identity
-from veil.recsys.artifact import (
-    MAX_MANIFEST_BYTES,
-    MAX_SIGNATURES_BYTES,
-    ClientArtifact,
-    load_client,
-    verify_manifest,
-)
+from veil.recsys.artifact import ClientArtifact, load_client, verify_manifest
+from veil.recsys.signed import MAX_MANIFEST_BYTES, MAX_SIGNATURES_BYTES
 from veil.wire.status import translated
 from veil.wire.v1 import inference_pb2, inference_pb2_grpc
 

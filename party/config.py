@@ -70,6 +70,8 @@ class PartyConfig(Section):
     # Operators (by certificate name) who may ask for the status and decide on jobs.
     # Empty: the one that is named like the party.
     operators: tuple[Name, ...] = ()
+    # Python files of the modules that gradient jobs may train here, by name; a job names one and its SHA-256.
+    modules: dict[Name, Path] = Field(default_factory=dict, max_length=64)
     # How long a round may wait for a peer, seconds.
     peer_timeout_s: float = Field(default=120.0, gt=1, le=3600)
 
@@ -94,5 +96,6 @@ def _absolute(config: PartyConfig, root: Path) -> PartyConfig:
             "state": anchored(config.state),
             "catalogue": anchored(config.catalogue),
             "data": config.data.model_copy(update=data),
+            "modules": {name: anchored(path) for name, path in config.modules.items()},
         }
     )

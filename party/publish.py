@@ -16,10 +16,9 @@ from pydantic import ValidationError
 from veil.errors import ArtifactError, ProtocolMismatch
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import JobSpec, canonical, describe
-from veil.recsys import artifact
-from veil.recsys.artifact import Manifest, Signature
-from veil.recsys.catalogue import Catalogue
-from veil.recsys.model import Model
+from veil.recsys.manifest import Signature, check_created, verify_one
+from veil.recsys.signed import parse_manifest, save_directory
+from veil.trainers.seam import Publication
 
 if TYPE_CHECKING:
     # Not at run time: the daemon uses `check_manifest` and stays free of CrypTen.
@@ -30,8 +29,7 @@ _LEAD = 0
 
 def publish(
     spec: JobSpec,
-    model: Model,
-    catalogue: Catalogue,
+    publication: Publication,
     session: Session,
     *,
     rank: int,
@@ -46,35 +44,33 @@ def publish(
     """
     proposed = str(int(time.time())).encode() if rank == _LEAD else None
     created_s = _created(session.broadcast_public(proposed, src=_LEAD), spec)  # (1)
-    files = artifact.build_files(spec, catalogue, model)
-    manifest = artifact.build_manifest(spec, model, files, created_s=created_s)
+    files = publication.files(spec)
+    manifest = publication.manifest(spec, files, created_s=created_s)
     own = Signature.model_validate(sign(manifest.decode("ascii")))  # (2)
     gathered = session.all_gather_bytes(canonical(own.model_dump(mode="json")).encode("ascii"))
     signatures = [
         _verified(data, party, spec, manifest, authority_pem, created_s)
         for party, data in zip(spec.parties, gathered, strict=True)
     ]
-    return artifact.save_model(directory, files, manifest, signatures)
+    return save_directory(directory, files, manifest, signatures)
 
 
 def check_manifest(manifest: str, job_digest: bytes, *, now_s: float) -> bytes:
     """The manifest's bytes, when it is that of this job and dated now; raises `ArtifactError` otherwise."""
-    try:
-        parsed = Manifest.model_validate_json(manifest)
-    except ValidationError as error:
-        raise ArtifactError(f"manifest: {describe(error)}") from None
+    raw = manifest.encode("ascii", "replace")
+    parsed = parse_manifest(raw)
     expected = f"sha256:{job_digest.hex()}"
     if parsed.job_digest != expected:
         raise ArtifactError(f"got a manifest of job {parsed.job_digest[:23]}…, expected {expected[:23]}…")
-    artifact.check_created(parsed.created_s, now_s)
-    return manifest.encode("ascii")
+    check_created(parsed.created_s, now_s)
+    return raw
 
 
 def _created(data: object, spec: JobSpec) -> int:
     if not isinstance(data, bytes) or not data.isdigit() or len(data) > 12:
         raise ProtocolMismatch("got no time from the lead, expected Unix seconds", culprits=(spec.parties[_LEAD],))
     created_s = int(data)
-    artifact.check_created(created_s, time.time())
+    check_created(created_s, time.time())
     return created_s
 
 
@@ -84,7 +80,7 @@ def _verified(
     try:
         signature = Signature.model_validate_json(data)
         expect = Identity(spec.consortium, Role.PARTY, party)
-        artifact.verify_one(signature, manifest, expect, authority_pem, created_s)
+        verify_one(signature, manifest, expect, authority_pem, created_s)
     except (ValidationError, ArtifactError) as error:
         reason = describe(error) if isinstance(error, ValidationError) else error.message
         raise ProtocolMismatch(

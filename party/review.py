@@ -18,7 +18,7 @@ from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
 from veil.privacy.mechanism import check_headroom
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.subspace import SubspaceAlgorithm
+from veil.trainers.registry import check_job
 
 # No deployment has more users than this in all; the ring must hold their sum plus the noise.
 _MOST_USERS = 100_000_000
@@ -73,7 +73,7 @@ def review(
             hint="distribute one catalogue directory to all parties",
         )
     # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity.
-    SubspaceAlgorithm(spec, catalogue)
+    check_job(spec, catalogue)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,

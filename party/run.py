@@ -33,7 +33,7 @@ from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
 from veil.mpc.relay import RelayHub
 from veil.privacy.accountant import to_micro
 from veil.privacy.ledger import Ledger
-from veil.recsys.artifact import sign_manifest
+from veil.recsys.manifest import sign_manifest
 
 _LOG = logging.getLogger("veil.party.run")
 _CONNECT_TIMEOUT_S = 60.0
@@ -264,6 +264,7 @@ class JobRun:
             "model": str(self._config.state / "models" / self._job_id),
             "authority_pem": self._credentials.authority_pem.decode("ascii"),
             "timeout_s": self._config.peer_timeout_s,
+            "modules": {name: str(path) for name, path in self._config.modules.items()},
         }
 
     def _permit(self, name: str) -> dict[str, Any]:

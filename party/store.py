@@ -24,6 +24,7 @@ from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.pseudonyms import PseudonymKey
 from veil.recsys.reading import ReadReport, read_interactions
+from veil.trainers.rows import PartyRows
 
 _LOG = logging.getLogger("veil.party.store")
 _MAX_FILE_BYTES = 16 * 2**30
@@ -48,12 +49,14 @@ def prepare(data: Data, catalogue: Catalogue, state: Path) -> Prepared:
         leftover.unlink()  # a crash while writing must not leave a second copy of the rows for ever
     metadata = {"format": _FORMAT, "catalogue": catalogue.digest, "items": str(interactions.items)}
     arrays: dict[str, npt.NDArray[Any]] = {"indptr": interactions.indptr, "indices": interactions.indices}
+    if interactions.time is not None:
+        arrays["time"] = interactions.time
     write_atomic(path, save_arrays(arrays, metadata), mode=0o600)
     _LOG.info("prepared the rows of %s: %s", data.source.name, report)
     return Prepared(path, report)
 
 
-def load(path: Path, catalogue_digest: str) -> Interactions:
+def load_rows(path: Path, catalogue_digest: str) -> PartyRows:
     """The prepared rows for this catalogue. Raises `StateError` when they were prepared for another."""
     blob = read_bounded(path, _MAX_FILE_BYTES)
     try:
@@ -70,4 +73,7 @@ def load(path: Path, catalogue_digest: str) -> Interactions:
             hint="restart the party so that it prepares its rows again",
         )
     indptr = arrays["indptr"]
-    return Interactions(users=len(indptr) - 1, items=items, indptr=indptr, indices=arrays["indices"])
+    interactions = Interactions(
+        users=len(indptr) - 1, items=items, indptr=indptr, indices=arrays["indices"], time=arrays.get("time")
+    )
+    return PartyRows(interactions)

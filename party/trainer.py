@@ -17,8 +17,8 @@ from safetensors.numpy import save as save_arrays
 
 from veil.errors import ProtocolMismatch
 from veil.jobs.spec import JobSpec, Release
-from veil.recsys.interactions import Interactions
-from veil.recsys.subspace import PublicState, SubspaceAlgorithm
+from veil.trainers.rows import PartyRows
+from veil.trainers.seam import Algorithm, PublicState
 
 _LEAD = 0
 
@@ -42,8 +42,8 @@ class Rounds(Protocol):
 
 def train(
     spec: JobSpec,
-    algorithm: SubspaceAlgorithm,
-    interactions: Interactions,
+    algorithm: Algorithm,
+    rows: PartyRows,
     rounds: Rounds,
     finished: Callable[[str], None],
 ) -> PublicState:
@@ -54,7 +54,7 @@ def train(
     state: PublicState = {}
     for step in algorithm.steps:
         release = spec.release(step)
-        own = algorithm.contribution(step, interactions, state)  # (1)
+        own = algorithm.contribution(step, rows, state)  # (1)
         opened = rounds.open(release, own)  # (2) to (5)
         del own
         lead = save_arrays(dict(algorithm.advance(step, opened, state))) if rounds.rank == _LEAD else None

@@ -32,7 +32,7 @@ from veil.mpc.provider import DealerProvider, party_noise
 from veil.mpc.relay import RelayTransport
 from veil.mpc.session import Session
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.subspace import SubspaceAlgorithm
+from veil.trainers.registry import algorithm_of
 
 _LOG = logging.getLogger("veil.party.worker")
 
@@ -92,8 +92,8 @@ def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
     finished = _progress(daemon, spec)
 
     catalogue = Catalogue.load(Path(job["catalogue"]), expect_digest=spec.catalogue.digest)
-    interactions = store.load(Path(job["rows"]), catalogue.digest)
-    algorithm = SubspaceAlgorithm(spec, catalogue)
+    rows = store.load_rows(Path(job["rows"]), catalogue.digest)
+    algorithm = algorithm_of(spec, catalogue, modules={name: Path(path) for name, path in job["modules"].items()})
     finished("load")
 
     seed = bytes.fromhex(job["seed"])
@@ -102,11 +102,10 @@ def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
     with Session(communicator, provider, job_digest=job_digest, releases=spec.releases) as session:
         finished("mesh")
         rounds = SecureRounds(session, provider, spec, rank, daemon)
-        state = train(spec, algorithm, interactions, rounds, finished)
+        state = train(spec, algorithm, rows, rounds, finished)
         manifest_digest = publish(
             spec,
             algorithm.publish(state),
-            catalogue,
             session,
             rank=rank,
             sign=lambda manifest: daemon.request("sign", {"manifest": manifest}),

@@ -18,10 +18,12 @@ from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import Catalogue as CatalogueSpec
 from veil.jobs.spec import JobSpec, Noise, Privacy, Release, SubspaceTrainer
-from veil.recsys.artifact import build_files, build_manifest, save_model, sign_manifest
+from veil.recsys.artifact import build_files, build_manifest
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.items import ItemTable
+from veil.recsys.manifest import sign_manifest
 from veil.recsys.model import Model, score_bound
+from veil.recsys.signed import save_directory
 from veil.wire.v1 import inference_pb2 as messages
 from veil.wire.v1 import inference_pb2_grpc
 
@@ -94,7 +96,7 @@ def publish(members: dict[Identity, Path], model: Model, directory: Path, signer
     for name in signers:
         own = Credentials.load(members[Identity("trial", Role.PARTY, name)])
         signatures.append(sign_manifest(manifest, name, own.certificate_pem, own.sign))
-    save_model(directory, files, manifest, signatures)
+    save_directory(directory, files, manifest, signatures)
     return directory
 
 

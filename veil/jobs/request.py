@@ -8,17 +8,16 @@ that reading a request needs no numerical library.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from veil import __version__, settings
 from veil.errors import ConfigError
-from veil.jobs.spec import Catalogue, JobSpec, Name, Noise, Privacy, Release, SubspaceTrainer, describe
+from veil.jobs.spec import Catalogue, JobSpec, Name, Noise, Privacy, Release, Trainer, describe
 from veil.settings import Section
 
 # Packages whose behaviour a model depends on; every party must run the same.
@@ -42,9 +41,16 @@ class PrivacySection(Section):
 
 
 class TrainerSection(Section):
-    """Which trainer, and what it shall not choose by itself: any key of the trainer, as a number."""
+    """Which trainer, and what it shall not choose by itself: any key of the trainer, as a number.
 
-    kind: Literal["subspace"] = "subspace"
+    For "gradient", `module` names the module and `module_file` is the operator's copy of its source. For "query",
+    `questions` are what `veil.queries` explains.
+    """
+
+    kind: Literal["subspace", "als", "gradient", "query"] = "subspace"
+    module: Name | None = None
+    module_file: Path | None = None
+    questions: tuple[dict[str, Any], ...] = Field(default=(), max_length=64)
     overrides: dict[_Override, float] = Field(default_factory=dict, max_length=64)
 
     @model_validator(mode="before")
@@ -52,9 +58,10 @@ class TrainerSection(Section):
     def _gather_overrides(cls, data: object) -> object:
         if not isinstance(data, dict) or "overrides" in data:
             return data
+        own = {"kind", "module", "module_file", "questions"}
         return {
-            **{key: value for key, value in data.items() if key == "kind"},
-            "overrides": {key: value for key, value in data.items() if key != "kind"},
+            **{key: value for key, value in data.items() if key in own},
+            "overrides": {key: value for key, value in data.items() if key not in own},
         }
 
 
@@ -76,50 +83,39 @@ class JobRequest(Section):
 
 
 class Planner(Protocol):
-    """From a budget to a trainer and its releases: `veil.recsys.plan.plan_subspace`."""
+    """From a request to a trainer and its releases: `veil.trainers.registry.plan`."""
 
-    def __call__(
-        self,
-        *,
-        epsilon: float,
-        delta: float,
-        noise_source: Literal["dealer", "parties"],
-        parties: int,
-        items: int,
-        features: int,
-        overrides: Mapping[str, float] | None,
-    ) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
+    def __call__(self, request: JobRequest, catalogue: CatalogueFacts) -> tuple[Trainer, tuple[Release, ...]]:
         """Raises `ConfigError` when the budget or an override cannot be met."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueFacts:
-    """What a job says of the catalogue: `sha256:` digest, number of items, number of feature columns."""
+    """What a job says of the catalogue: `sha256:` digest, number of items, number of feature columns.
+
+    `categories`: number of different categories; only questions by category need it.
+    """
 
     digest: str
     items: int
     features: int
+    categories: int = 0
 
 
 def load(path: Path) -> JobRequest:
     """Reads a job.toml. Raises `ConfigError` that names each wrong key."""
     request = settings.read(path, JobRequest, explained_in="deploy/job.toml")
     anchored = CatalogueSection(path=path.resolve().parent / request.catalogue.path)
-    return request.model_copy(update={"catalogue": anchored})
+    trainer = request.trainer
+    if trainer.module_file is not None:
+        trainer = trainer.model_copy(update={"module_file": path.resolve().parent / trainer.module_file})
+    return request.model_copy(update={"catalogue": anchored, "trainer": trainer})
 
 
 def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts, planner: Planner) -> JobSpec:
     """The job that the parties will be asked to sign. Raises `ConfigError` when the request cannot be met."""
-    trainer, releases = planner(
-        epsilon=request.privacy.epsilon,
-        delta=request.privacy.delta,
-        noise_source=request.privacy.noise,
-        parties=len(request.parties),
-        items=catalogue.items,
-        features=catalogue.features,
-        overrides=request.trainer.overrides,
-    )
+    trainer, releases = planner(request, catalogue)
     try:
         return JobSpec(
             name=request.name,

@@ -18,6 +18,7 @@ from veil.errors import ConfigError
 
 SCHEMA = "veil.job/1"
 MAX_TEXT_BYTES = 256 * 1024
+MOST_RELEASES = 1024
 _DIGEST_DOMAIN = b"veil/job-digest/v1\x00"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
@@ -29,18 +30,28 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Mechanism = Literal["rounded-gaussian", "discrete-laplace"]
+
+
 class Release(_Frozen):
     """One noised opening: a sum over users, plus integer noise, all in grid steps.
 
-    `sensitivity` bounds the L2 norm of what one user contributes; `sigma` is the standard deviation of the noise on
-    each entry. Both are integers on the grid on which the sum is taken, so that the bound is exact.
+    `sensitivity` bounds the norm of what one user contributes, `sigma` says how wide the noise on each entry is; both
+    are integers on the grid on which the sum is taken, so that the bound is exact.
+
+        rounded-gaussian   L2 norm; noise round(sigma Z), Z standard normal: sigma is its standard deviation
+        discrete-laplace   L1 norm; noise k with probability proportional to e^(-|k| / sigma): sigma is its scale
+
+    `sampling` is the probability with which each user takes part, decided by secret coins inside the user's party; 1
+    means that all take part.
     """
 
     name: Name
     shape: tuple[int, ...]
     sensitivity: int = Field(gt=0, lt=2**52)
     sigma: int = Field(gt=0, lt=2**52)
-    mechanism: Literal["rounded-gaussian"] = "rounded-gaussian"
+    mechanism: Mechanism = "rounded-gaussian"
+    sampling: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -53,6 +64,8 @@ class Release(_Frozen):
     def _bounded(self) -> Self:
         if not 1 <= len(self.shape) <= 4 or any(not 1 <= n <= 10_000_000 for n in self.shape):
             raise ValueError(f"got shape {self.shape}, expected 1 to 4 extents of 1 to 10,000,000")
+        if self.sampling < 1 and self.mechanism != "rounded-gaussian":
+            raise ValueError(f"got {self.mechanism} with sampling {self.sampling}, expected sampling 1")
         if self.size > 2**26:
             raise ValueError(f"got {self.size} entries, expected at most 67,108,864: one message of the mesh")
         return self
@@ -107,6 +120,54 @@ class SubspaceTrainer(_Frozen):
     options: dict[str, float] = Field(default_factory=dict)
 
 
+class AlsTrainer(_Frozen):
+    """Alternating least squares on noised sufficient statistics (docs/privacy.md)."""
+
+    kind: Literal["als"] = "als"
+    dimensions: int = Field(gt=0, le=1024)
+    content_dimensions: int = Field(ge=0, le=1024)
+    rounds: int = Field(gt=0, le=16)
+    clip: float = Field(gt=0, le=1)
+    options: dict[str, float] = Field(default_factory=dict)
+
+
+class GradientTrainer(_Frozen):
+    """Rounds of clipped per-user updates of a `torch.nn.Module` (docs/privacy.md).
+
+    `module` is a name that every party's configuration maps to code on its own machine; `module_sha256` is the digest
+    of that code's source file, and `parameters` the number of trainable numbers in it.
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    module: Name
+    module_sha256: Sha256
+    parameters: int = Field(gt=0, le=2**26)
+    rounds: int = Field(gt=0, le=1000)
+    clip: float = Field(gt=0, le=1000)
+    sampling: float = Field(gt=0, le=1)
+    # Public numbers of the local updates and of the server's optimiser, by name.
+    options: dict[str, float] = Field(default_factory=dict)
+
+
+class QueryTrainer(_Frozen):
+    """Aggregate questions, answered once (`veil.queries`): nothing is trained, sums are released."""
+
+    kind: Literal["query"] = "query"
+    # One canonical JSON document for each question, in the order of the releases.
+    questions: tuple[Annotated[str, StringConstraints(max_length=8192)], ...] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuple_from_list(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("questions"), list):
+            return {**data, "questions": tuple(data["questions"])}
+        return data
+
+
+Trainer = Annotated[SubspaceTrainer | AlsTrainer | GradientTrainer | QueryTrainer, Field(discriminator="kind")]
+TRAINERS: tuple[str, ...] = ("subspace", "als", "gradient", "query")
+
+
 class JobSpec(_Frozen):
     """One job. `parties` are in rank order. `nonce` makes two submissions of the same plan two digests."""
 
@@ -118,8 +179,8 @@ class JobSpec(_Frozen):
     dealer: Name
     catalogue: Catalogue
     privacy: Privacy
-    trainer: SubspaceTrainer
-    releases: tuple[Release, ...] = Field(min_length=1, max_length=64)
+    trainer: Trainer
+    releases: tuple[Release, ...] = Field(min_length=1, max_length=MOST_RELEASES)
     versions: dict[str, str]
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)

@@ -18,7 +18,8 @@ from veil.errors import InputError, ProtocolMismatch
 from veil.jobs.spec import Release
 from veil.mpc.items import Item, check, normalise, to_wire
 from veil.mpc.triples import Parts, expand_dependent, expand_independent, item_key
-from veil.privacy.noise import ByteSource, rounded_gaussian, system_source
+from veil.privacy import noise_of
+from veil.privacy.noise import ByteSource, system_source
 from veil.wire.v1 import dealer_pb2
 
 Correct = Callable[[dealer_pb2.CorrectRequest], bytes]
@@ -68,7 +69,7 @@ class DealerProvider:
         return additive, binary
 
     def noise_share(self, release: Release) -> Tensor:
-        """A share of a draw of round(sigma * Z), int64, of the release's shape; nobody knows the draw.
+        """A share of a draw of the release's noise, int64, of its shape; nobody knows the draw.
 
         The dealer reads sigma and shape from the job text that all parties signed, never from this request.
         """
@@ -94,5 +95,4 @@ def party_noise(release: Release, source: ByteSource | None = None) -> Tensor:
 
     As each of n parties adds one, the opened sum carries n draws: enough still when n-1 of them pool theirs.
     """
-    draw = rounded_gaussian(release.size, release.sigma, source or system_source())
-    return torch.from_numpy(np.ascontiguousarray(draw, dtype=np.int64)).reshape(release.shape)
+    return torch.from_numpy(noise_of.draw(release, source or system_source()))

@@ -18,66 +18,28 @@ A model is a directory:
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from veil.errors import ArtifactError, ConfigError, InputError
-from veil.files import atomic_directory, read_bounded
-from veil.identity.names import Identity, Role
-from veil.jobs import spec as jobs
-from veil.jobs.spec import JobSpec, canonical, describe
-from veil.privacy.accountant import epsilon, to_micro
+from veil.errors import ArtifactError
+from veil.identity.names import Identity
+from veil.jobs.spec import JobSpec, canonical
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.manifest import (
-    FileEntry,
-    FileName,
-    Manifest,
-    Signature,
-    check_created,
-    manifest_digest,
-    sign_manifest,
-    verify_one,
-)
+from veil.recsys.manifest import FileName, Manifest
 from veil.recsys.model import FoldIn, Model
+from veil.recsys.signed import check_job, job_facts, listed, manifest_bytes, verify_directory
 
-__all__ = [
-    "MAX_MANIFEST_BYTES",
-    "MAX_SIGNATURES_BYTES",
-    "Artifact",
-    "ClientArtifact",
-    "FileEntry",
-    "FileName",
-    "Manifest",
-    "Signature",
-    "build_files",
-    "build_manifest",
-    "check_created",
-    "load_client",
-    "load_model",
-    "manifest_digest",
-    "save_model",
-    "sign_manifest",
-    "verify_manifest",
-    "verify_one",
-]
-
-MAX_MANIFEST_BYTES: Final = 512 * 1024
-MAX_SIGNATURES_BYTES: Final = 512 * 1024
 _HEADER_BYTES: Final = 64 * 1024
 _ITEM_BYTES: Final = 16 * 1024  # of one line of items.jsonl: a title of 1,000 characters, escaped
-
-_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,52 +77,34 @@ def build_files(spec: JobSpec, catalogue: Catalogue, model: Model) -> dict[FileN
     }
 
 
-def build_manifest(spec: JobSpec, model: Model, files: Mapping[FileName, bytes], *, created_s: int) -> bytes:
+def build_manifest(spec: JobSpec, model: Model, files: Mapping[str, bytes], *, created_s: int) -> bytes:
     """The manifest of a finished job: the same bytes wherever spec, model, files and `created_s` (Unix time) are."""
-    manifest = Manifest(
-        name=spec.name,
-        consortium=spec.consortium,
-        parties=list(spec.parties),
-        job_digest=f"sha256:{jobs.digest(spec.text()).hex()}",
-        training_text_digest=f"sha256:{hashlib.sha256(files['job.json']).hexdigest()}",
-        catalogue_digest=spec.catalogue.digest,
-        created_s=created_s,
-        items=model.items,
-        dimensions=model.dimensions,
-        collaborative=model.collaborative,
-        taste_centre=model.taste_centre,
-        score_scale=model.score_scale,
-        epsilon=spec.privacy.epsilon,
-        epsilon_micro=to_micro(epsilon(spec.releases, spec.privacy.delta)),
-        delta=spec.privacy.delta,
-        unit=spec.privacy.unit,
-        neighbouring=spec.privacy.neighbouring,
-        noise_source=spec.privacy.noise.source,
-        releases=list(spec.releases),
-        versions=dict(spec.versions),
-        files={
-            name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-            for name, data in files.items()
-        },
+    return manifest_bytes(
+        Manifest(
+            **job_facts(spec, files, created_s=created_s),
+            items=model.items,
+            dimensions=model.dimensions,
+            collaborative=model.collaborative,
+            taste_centre=model.taste_centre,
+            score_scale=model.score_scale,
+        )
     )
-    return canonical(manifest.model_dump(mode="json", by_alias=True)).encode("ascii")
 
 
-def save_model(
-    directory: Path, files: Mapping[FileName, bytes], manifest: bytes, signatures: Iterable[Signature]
-) -> bytes:
-    """Writes the directory, whole or not at all, and returns the manifest's digest.
+@dataclass(frozen=True, eq=False, repr=False)
+class RecommenderPublication:
+    """`veil.trainers.seam.Publication` of a recommender."""
 
-    Does not judge signatures: a published directory is checked where it is read. Raises `StateError` when it exists.
-    """
-    listed = sorted(signatures, key=lambda signature: signature.party)
-    with atomic_directory(Path(directory)) as temporary:
-        for name, data in files.items():
-            (temporary / name).write_bytes(data)
-        (temporary / "manifest.json").write_bytes(manifest)
-        text = canonical([signature.model_dump(mode="json") for signature in listed])
-        (temporary / "signatures.json").write_text(text, encoding="ascii")
-    return manifest_digest(manifest)
+    model: Model
+    catalogue: Catalogue
+
+    def files(self, spec: JobSpec) -> dict[str, bytes]:
+        """See `Publication.files`."""
+        return {**build_files(spec, self.catalogue, self.model)}
+
+    def manifest(self, spec: JobSpec, files: Mapping[str, bytes], *, created_s: int) -> bytes:
+        """See `Publication.manifest`."""
+        return build_manifest(spec, self.model, files, created_s=created_s)
 
 
 def load_model(directory: Path, authority_pem: bytes, *, require_signers: Sequence[Identity] | None = None) -> Artifact:
@@ -172,7 +116,9 @@ def load_model(directory: Path, authority_pem: bytes, *, require_signers: Sequen
     """
     manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
     ids, titles = _items(directory, manifest)
-    _check_job(directory, manifest)
+    spec = check_job(directory, manifest)
+    if spec.catalogue.items != manifest.items:
+        raise ArtifactError("got a manifest whose items differ from its job text, expected the same")
     server = _tensors(directory, manifest, "item_factors.safetensors", _shapes(manifest)[0])
     client = _tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
     model = Model(
@@ -204,29 +150,10 @@ def verify_manifest(
 
     Arguments and errors as for `load_model`.
     """
-    # (1) the manifest, canonical and within bounds
-    raw = _read(directory, "manifest.json", MAX_MANIFEST_BYTES)
-    manifest = _parsed(TypeAdapter(Manifest), raw, "manifest.json")
-    if canonical(manifest.model_dump(mode="json", by_alias=True)).encode("ascii") != raw:
-        raise ArtifactError("got a manifest.json that is not canonical, expected one made by Veil")
-    # (2) a signature of everyone that it names, or that the caller requires
-    listed = _parsed(
-        TypeAdapter(Annotated[list[Signature], Field(max_length=64)]),
-        _read(directory, "signatures.json", MAX_SIGNATURES_BYTES),
-        "signatures.json",
-    )
-    by_party = {signature.party: signature for signature in listed}
-    if len(by_party) != len(listed):
-        raise ArtifactError("got two signatures of one party, expected one each")
-    wanted = {*manifest.signers(), *(require_signers or ())}
-    for identity in sorted(wanted):
-        signature = by_party.get(identity.name)
-        if signature is None or identity.role != Role.PARTY or identity.consortium != manifest.consortium:
-            raise ArtifactError(f"got no signature of {identity}, expected one", hint="the model is not fully signed")
-        verify_one(signature, raw, identity, authority_pem, manifest.created_s)
-    if {identity.name for identity in wanted} != set(by_party):
-        raise ArtifactError("got a signature of a party that the manifest does not name, expected none")
-    return manifest, manifest_digest(raw)
+    manifest, digest = verify_directory(directory, authority_pem, require_signers=require_signers)
+    if not isinstance(manifest, Manifest):
+        raise ArtifactError(f"got a published {manifest.kind}, expected a recommender")
+    return manifest, digest
 
 
 def _shapes(manifest: Manifest) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
@@ -234,29 +161,11 @@ def _shapes(manifest: Manifest) -> tuple[dict[str, tuple[int, int]], dict[str, t
     return {"item_factors": whole}, {"fold_in": whole, "norm_terms": (manifest.items, 2)}
 
 
-def _read(directory: Path, name: str, limit_bytes: int) -> bytes:
-    try:
-        return read_bounded(Path(directory) / name, limit_bytes)
-    except InputError as error:
-        raise ArtifactError(error.message, hint="expected a model directory written by Veil") from None
-
-
-def _listed(directory: Path, manifest: Manifest, name: FileName, largest_bytes: int) -> bytes:
-    """Step (3): one file, when it has the size and hash that the manifest lists, and no more than it can need."""
-    entry = manifest.files[name]
-    if entry.size_bytes > largest_bytes:
-        raise ArtifactError(f"got {name} of {entry.size_bytes} bytes, expected at most {largest_bytes}")
-    data = _read(directory, name, entry.size_bytes)
-    if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise ArtifactError(f"got {name} altered, expected the file that the manifest lists by SHA-256")
-    return data
-
-
 def _tensors(
     directory: Path, manifest: Manifest, name: FileName, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, npt.NDArray[np.float32]]:
     largest = sum(rows * columns * 4 for rows, columns in shapes.values()) + _HEADER_BYTES
-    data = _listed(directory, manifest, name, largest)
+    data = listed(directory, manifest, name, largest)
     try:
         tensors = parse_safetensors(data)
     except (SafetensorError, ValueError, KeyError):
@@ -269,7 +178,7 @@ def _tensors(
 
 
 def _items(directory: Path, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    data = _listed(directory, manifest, "items.jsonl", manifest.items * _ITEM_BYTES)
+    data = listed(directory, manifest, "items.jsonl", manifest.items * _ITEM_BYTES)
     lines = data.decode("ascii", "replace").split("\n")
     if lines[-1] or len(lines) != manifest.items + 1:
         raise ArtifactError(f"got {len(lines) - 1} lines in items.jsonl, expected {manifest.items}")
@@ -286,35 +195,3 @@ def _items(directory: Path, manifest: Manifest) -> tuple[tuple[str, ...], tuple[
         ids.append(item["id"])
         titles.append(item["title"])
     return tuple(ids), tuple(titles)
-
-
-def _check_job(directory: Path, manifest: Manifest) -> None:
-    text = _listed(directory, manifest, "job.json", jobs.MAX_TEXT_BYTES)
-    try:
-        spec = jobs.parse(text.decode("ascii"))
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"job.json: {error}") from None
-    claims = {
-        "job_digest": f"sha256:{jobs.digest(spec.text()).hex()}",
-        "training_text_digest": f"sha256:{hashlib.sha256(text).hexdigest()}",
-        "catalogue_digest": spec.catalogue.digest,
-        "name": spec.name,
-        "consortium": spec.consortium,
-        "parties": list(spec.parties),
-        "items": spec.catalogue.items,
-        "epsilon": spec.privacy.epsilon,
-        "delta": spec.privacy.delta,
-        "noise_source": spec.privacy.noise.source,
-        "releases": list(spec.releases),
-        "versions": dict(spec.versions),
-    }
-    wrong = [name for name, value in claims.items() if getattr(manifest, name) != value]
-    if wrong:
-        raise ArtifactError(f"got a manifest whose {', '.join(wrong)} differ from its job text, expected the same")
-
-
-def _parsed(adapter: TypeAdapter[_Parsed], data: bytes, name: str) -> _Parsed:
-    try:
-        return adapter.validate_json(data)
-    except ValidationError as error:
-        raise ArtifactError(f"{name}: {describe(error)}") from None

@@ -1,6 +1,6 @@
 """The manifest of a published model, and what parties sign of it.
 
-Guarantee: a `Manifest` is within bounds and names no file but the four that a model has; `verify_one` returns only when
+Guarantee: a manifest is within bounds and names no file but those that its kind has; `verify_one` returns only when
 the expected party signed exactly these bytes with a certificate of the given authority.
 
 A signature is made over the SHA-256 of the manifest under the domain `SIGNATURE_DOMAIN`. Certificates are judged at the
@@ -22,15 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from veil.errors import ArtifactError, IdentityError
 from veil.identity.credentials import verify_signature
 from veil.identity.names import Identity, Role
-from veil.jobs.spec import Name, Release, Sha256
+from veil.jobs.spec import MOST_RELEASES, Name, Release, Sha256
 from veil.recsys.model import MAX_DIMENSIONS
 
 SCHEMA: Final = "veil.model/1"
+OUTCOME_SCHEMA: Final = "veil.outcome/1"
 SIGNATURE_DOMAIN: Final = b"veil/model-manifest/v1"
 MAX_CLOCK_DIFFERENCE_S: Final = 3600
 _MAX_FILE_BYTES: Final = 8 * 1024**3
 
 FileName = Literal["job.json", "items.jsonl", "item_factors.safetensors", "client.safetensors"]
+OutcomeFileName = Literal["job.json", "weights.safetensors", "module.json", "answers.json"]
 Sign = Callable[[bytes, bytes], bytes]
 """(domain, message) to signature: `veil.identity.credentials.Credentials.sign`."""
 
@@ -46,11 +48,13 @@ class FileEntry(_Frozen):
     size_bytes: int = Field(ge=0, le=_MAX_FILE_BYTES)
 
 
-class Manifest(_Frozen):
-    """What a model is and what it cost. `epsilon_micro` is what the releases cost together, in millionths, rounded up;
-    `epsilon` is the budget that the job was given."""
+class JobManifest(_Frozen):
+    """What every published directory says of the job that made it and of what it cost.
 
-    schema_: Literal["veil.model/1"] = Field(default=SCHEMA, alias="schema")
+    `epsilon_micro` is what the releases cost together, in millionths, rounded up; `epsilon` is the budget that the job
+    was given.
+    """
+
     name: Name
     consortium: Name
     parties: list[Name] = Field(min_length=2, max_length=16)
@@ -58,24 +62,45 @@ class Manifest(_Frozen):
     training_text_digest: Sha256
     catalogue_digest: Sha256
     created_s: int = Field(ge=0, lt=2**40)
-    items: int = Field(gt=0, le=10_000_000)
-    dimensions: int = Field(gt=0, le=MAX_DIMENSIONS)
-    collaborative: int = Field(ge=0, le=MAX_DIMENSIONS)
-    taste_centre: float
-    score_scale: float = Field(gt=0)
     epsilon: float = Field(gt=0)
     epsilon_micro: int = Field(gt=0)
     delta: float = Field(gt=0, lt=0.01)
     unit: Literal["user"]
     neighbouring: Literal["add-or-remove-one-user"]
     noise_source: Literal["dealer", "parties"]
-    releases: list[Release] = Field(min_length=1, max_length=64)
+    releases: list[Release] = Field(min_length=1, max_length=MOST_RELEASES)
     versions: dict[str, str]
-    files: dict[FileName, FileEntry] = Field(min_length=4, max_length=4)
 
     def signers(self) -> list[Identity]:
         """The identities of the parties that the manifest names."""
         return [Identity(self.consortium, Role.PARTY, party) for party in self.parties]
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and digest of a listed file; raises `ArtifactError` when it is not listed."""
+        found: FileEntry | None = dict(getattr(self, "files", {})).get(name)
+        if found is None:
+            raise ArtifactError(f"got a manifest without {name}, expected it listed")
+        return found
+
+
+class Manifest(JobManifest):
+    """A recommender whose scores are linear: what `he_inference` serves."""
+
+    schema_: Literal["veil.model/1"] = Field(default=SCHEMA, alias="schema")
+    items: int = Field(gt=0, le=10_000_000)
+    dimensions: int = Field(gt=0, le=MAX_DIMENSIONS)
+    collaborative: int = Field(ge=0, le=MAX_DIMENSIONS)
+    taste_centre: float
+    score_scale: float = Field(gt=0)
+    files: dict[FileName, FileEntry] = Field(min_length=4, max_length=4)
+
+
+class OutcomeManifest(JobManifest):
+    """What other jobs leave: the weights of a module, or the answers to questions."""
+
+    schema_: Literal["veil.outcome/1"] = Field(default=OUTCOME_SCHEMA, alias="schema")
+    kind: Literal["module", "answers"]
+    files: dict[OutcomeFileName, FileEntry] = Field(min_length=2, max_length=4)
 
 
 class Signature(_Frozen):

@@ -7,7 +7,7 @@ The user vector q of a history H of n distinct items, all of it plaintext work a
 
     (1) linear part   z = sum over i in H of fold_in[i, :L]          L = D - 3
     (2) its length    r^2 = sum norm_terms[i, 0] - (sum norm_terms[i, 1])^2
-                      = |y|^2 for y = D x less its part along the popularity direction (`veil.recsys.subspace`)
+                      = |y|^2 for y = D x less its part along the popularity direction (`veil.trainers.subspace`)
     (3) q[:L] = z / r, or 0 when r^2 is below 1e-9 of its first summand (an empty history, for one)
     (4) q[L] = 1
     (5) q[L + 1] = clip((ln max(n, 1) - 4.6) / 0.95, -2, 2) / 2

@@ -17,8 +17,8 @@ from veil.recsys.dataset import Dataset
 from veil.recsys.datasets import load_dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.interactions import Interactions
-from veil.recsys.subspace import unit_rows
 from veil.recsys.synthetic import generate
+from veil.trainers.subspace.algorithm import unit_rows
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from veil.errors import ConfigError, InputError
-from veil.jobs.request import CatalogueFacts, load, resolve, versions
+from veil.jobs.request import CatalogueFacts, JobRequest, load, resolve, versions
 from veil.jobs.spec import Release, SubspaceTrainer, parse
 
 ROOT = Path(__file__).parents[3]
@@ -33,12 +32,12 @@ def write(folder: Path, text: str) -> Path:
 
 
 class RecordingPlanner:
-    """Stands where `plan_subspace` goes: says what it was asked and answers with a small plan."""
+    """Stands where `veil.trainers.registry.plan` goes: says what it was asked and answers with a small plan."""
 
-    def __call__(self, **asked: Any) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
-        self.asked = asked
+    def __call__(self, request: JobRequest, catalogue: CatalogueFacts) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
+        self.asked = (request, catalogue)
         trainer = SubspaceTrainer(dimensions=2, content_dimensions=1, rounds=0, clip=0.5, popularity_power=0.2)
-        return trainer, (Release(name="counts", shape=(asked["items"],), sensitivity=10, sigma=30),)
+        return trainer, (Release(name="counts", shape=(catalogue.items,), sensitivity=10, sigma=30),)
 
 
 def test_the_example(tmp_path: Path) -> None:
@@ -56,15 +55,9 @@ def test_resolve(tmp_path: Path) -> None:
     planner = RecordingPlanner()
     request = load(write(tmp_path, SMALL + 'noise = "parties"\n[trainer]\nrounds = 0\nmix-taste-log = 0.5\n'))
     spec = resolve(request, consortium="trial", catalogue=FACTS, planner=planner)
-    assert planner.asked == {
-        "epsilon": 3.0,
-        "delta": 1e-6,
-        "noise_source": "parties",
-        "parties": 2,
-        "items": 10,
-        "features": 3,
-        "overrides": {"rounds": 0.0, "mix-taste-log": 0.5},
-    }
+    assert planner.asked == (request, FACTS)
+    assert request.privacy.noise == "parties"
+    assert request.trainer.overrides == {"rounds": 0.0, "mix-taste-log": 0.5}
     assert parse(spec.text()) == spec
     assert (spec.consortium, spec.dealer, spec.catalogue.digest) == ("trial", "main", FACTS.digest)
     assert spec.versions == versions()
@@ -79,10 +72,10 @@ def test_each_submission_has_its_own_nonce(tmp_path: Path) -> None:
 
 def test_with_the_real_planner(tmp_path: Path) -> None:
     from veil.privacy.accountant import epsilon
-    from veil.recsys.plan import plan_subspace
+    from veil.trainers.registry import plan
 
     facts = CatalogueFacts(FACTS.digest, 200, 30)
-    spec = resolve(load(write(tmp_path, SMALL)), consortium="trial", catalogue=facts, planner=plan_subspace)
+    spec = resolve(load(write(tmp_path, SMALL)), consortium="trial", catalogue=facts, planner=plan)
     assert 0 < epsilon(spec.releases, 1e-6) <= 3.0
     assert spec.releases[0].shape == (200,)
 
@@ -115,8 +108,8 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_does_not_fit_a_job(tmp_path: Path) -> None:
-    def twice(**asked: Any) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
-        trainer, releases = RecordingPlanner()(**asked)
+    def twice(request: JobRequest, catalogue: CatalogueFacts) -> tuple[SubspaceTrainer, tuple[Release, ...]]:
+        trainer, releases = RecordingPlanner()(request, catalogue)
         return trainer, releases * 2
 
     with pytest.raises(ConfigError, match="release name twice"):

@@ -20,7 +20,9 @@ from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.features import build_catalogue
 from veil.recsys.parties import split_as_given
-from veil.recsys.subspace import SubspaceAlgorithm, central_run
+from veil.trainers.registry import central_run
+from veil.trainers.rows import PartyRows
+from veil.trainers.subspace.algorithm import SubspaceAlgorithm
 
 _PARTIES = 3
 
@@ -61,7 +63,7 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
     provider = DealerProvider(rank, bytes(32), lambda request: b"")
     with Session(communicator, provider, job_digest=digest(text), releases=spec.releases) as session:
         rounds = worker.SecureRounds(session, provider, spec, rank, Daemon())
-        state = train(spec, SubspaceAlgorithm(spec, catalogue), own, rounds, lambda step: None)
+        state = train(spec, SubspaceAlgorithm(spec, catalogue), PartyRows(own), rounds, lambda step: None)
     pipe.send((dict(state), permitted, own.users))
 
 
@@ -98,7 +100,7 @@ def test_joint_equals_central_with_the_same_noise() -> None:
     central = central_run(spec, catalogue, dataset.train, noise)
     algorithm = SubspaceAlgorithm(spec, catalogue)
     for state, permitted, _ in results:
-        joint = algorithm.publish(state)
+        joint = algorithm.model(state)
         assert np.array_equal(joint.item_factors, central.item_factors)
         assert np.array_equal(joint.fold_in, central.fold_in)
         assert np.array_equal(joint.norm_terms, central.norm_terms)
@@ -130,7 +132,7 @@ def test_a_public_state_that_does_not_parse_names_the_lead(lie: bytes) -> None:
     spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, parties=_PARTIES)
     algorithm = SubspaceAlgorithm(spec, catalogue)
     with pytest.raises(ProtocolMismatch) as wrong:
-        train(spec, algorithm, dataset.train, _Central(1, lie), lambda step: None)
+        train(spec, algorithm, PartyRows(dataset.train), _Central(1, lie), lambda step: None)
     assert wrong.value.culprits == (spec.parties[0],)
 
 
@@ -142,4 +144,4 @@ def test_a_public_state_with_infinities_names_the_lead() -> None:
     algorithm = SubspaceAlgorithm(spec, catalogue)
     lie = save({"counts": np.full(catalogue.items, np.inf, np.float32)})
     with pytest.raises(ProtocolMismatch, match="non-finite"):
-        train(spec, algorithm, dataset.train, _Central(1, lie), lambda step: None)
+        train(spec, algorithm, PartyRows(dataset.train), _Central(1, lie), lambda step: None)

@@ -21,12 +21,14 @@ from veil.identity.trial import make_consortium
 from veil.jobs import spec as jobs
 from veil.jobs.spec import JobSpec, Noise, Privacy, canonical
 from veil.recsys import artifact
-from veil.recsys.artifact import Signature, load_client, load_model, sign_manifest, verify_manifest
+from veil.recsys.artifact import load_client, load_model, verify_manifest
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.items import ItemTable
+from veil.recsys.manifest import Signature, check_created, manifest_digest, sign_manifest
 from veil.recsys.model import Model
-from veil.recsys.plan import plan_subspace
-from veil.recsys.subspace import SubspaceAlgorithm
+from veil.recsys.signed import MAX_MANIFEST_BYTES, save_directory
+from veil.trainers.subspace.algorithm import SubspaceAlgorithm
+from veil.trainers.subspace.plan import plan_subspace
 
 PARTIES = ("alpha", "beta")
 ITEMS = 40
@@ -76,7 +78,7 @@ def spec(catalogue: Catalogue) -> JobSpec:
 def model(spec: JobSpec, catalogue: Catalogue) -> Model:
     algorithm = SubspaceAlgorithm(spec, catalogue)
     opened = np.arange(1, ITEMS + 1, dtype=np.int64) << 22
-    return algorithm.publish(algorithm.advance("counts", opened, {}))
+    return algorithm.model(algorithm.advance("counts", opened, {}))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def publish(
     def write(replaced: bytes = manifest, signatures: list[Signature] | None = None) -> Path:
         if signatures is None:
             signatures = [signed(replaced, credentials[party], party) for party in PARTIES]
-        artifact.save_model(tmp_path / "model", artifact.build_files(spec, catalogue, model), replaced, signatures)
+        save_directory(tmp_path / "model", artifact.build_files(spec, catalogue, model), replaced, signatures)
         return tmp_path / "model"
 
     return write
@@ -128,7 +130,7 @@ def test_round_trip(publish: Publish, model: Model, manifest: bytes, credentials
     assert (loaded.model.score_scale, loaded.model.taste_centre) == (model.score_scale, model.taste_centre)
     assert loaded.ids[3] == "i3"
     assert loaded.titles[3] == "Títle 3"
-    assert loaded.digest == artifact.manifest_digest(manifest)
+    assert loaded.digest == manifest_digest(manifest)
     assert loaded.manifest.epsilon_micro <= 3_000_000
     assert loaded.manifest.neighbouring == "add-or-remove-one-user"
     assert [signer.name for signer in loaded.manifest.signers()] == list(PARTIES)
@@ -228,7 +230,7 @@ def test_oversize_files_are_refused_before_they_are_read(
 
 def test_an_oversize_manifest_is_refused(publish: Publish, credentials: dict[str, Credentials]) -> None:
     directory = publish()
-    (directory / "manifest.json").write_bytes(b" " * (artifact.MAX_MANIFEST_BYTES + 1))
+    (directory / "manifest.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(ArtifactError, match="more than"):
         load_model(directory, credentials["alpha"].authority_pem)
 
@@ -327,10 +329,10 @@ def test_a_model_outlives_certificates(
 
 
 def test_the_time_is_checked_before_signing() -> None:
-    artifact.check_created(1_000, 1_000.0 + 3_600)
+    check_created(1_000, 1_000.0 + 3_600)
     for now_s in (1_000 + 3_601.0, -2_602.0):
         with pytest.raises(ArtifactError, match="clock"):
-            artifact.check_created(1_000, now_s)
+            check_created(1_000, now_s)
 
 
 def test_a_directory_that_is_none(tmp_path: Path, credentials: dict[str, Credentials]) -> None:

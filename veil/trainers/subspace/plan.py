@@ -27,7 +27,7 @@ from veil.privacy.accountant import multipliers, sigma_steps
 from veil.privacy.mechanism import variance_factor
 from veil.recsys import postprocess
 from veil.recsys.model import MAX_DIMENSIONS
-from veil.recsys.subspace import COUNTS, MIX_PREFIX, count_sensitivity, round_sensitivity
+from veil.trainers.subspace.algorithm import COUNTS, MIX_PREFIX, count_sensitivity, round_sensitivity
 
 # epsilon -> (share of the budget for the counts, collaborative dimensions); budget is measured in mu^2 = 1/sigma^2.
 _ANCHORS: Final = ((1.0, 0.5, 32.0), (5.0, 0.12, 48.0))

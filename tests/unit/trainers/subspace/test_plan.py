@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from veil.errors import ConfigError
 from veil.privacy.accountant import epsilon as accounted
-from veil.recsys import plan, postprocess
-from veil.recsys.plan import plan_subspace
-from veil.recsys.subspace import count_sensitivity, round_sensitivity
+from veil.recsys import postprocess
+from veil.trainers.subspace import plan
+from veil.trainers.subspace.algorithm import count_sensitivity, round_sensitivity
+from veil.trainers.subspace.plan import plan_subspace
 
 
 def planned(epsilon: float = 3.0, *, items: int = 3706, features: int = 193, parties: int = 3, **overrides: float):  # type: ignore[no-untyped-def]

@@ -16,17 +16,21 @@ from veil.jobs import spec as jobs
 from veil.jobs.spec import JobSpec, Noise, Privacy, Release
 from veil.privacy.mechanism import to_grid
 from veil.privacy.noise import keyed_source, rounded_gaussian
-from veil.recsys import postprocess, subspace
+from veil.recsys import postprocess
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.dataset import Dataset
 from veil.recsys.datasets import load_dataset
 from veil.recsys.features import build_catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.metrics import evaluate
-from veil.recsys.plan import plan_subspace
 from veil.recsys.splits import by_user
-from veil.recsys.subspace import PublicState, SubspaceAlgorithm, central_run, unit_rows
 from veil.recsys.synthetic import generate
+from veil.trainers.registry import central_run
+from veil.trainers.rows import PartyRows
+from veil.trainers.seam import PublicState
+from veil.trainers.subspace import algorithm as algorithm_module
+from veil.trainers.subspace.algorithm import SubspaceAlgorithm, unit_rows
+from veil.trainers.subspace.plan import plan_subspace
 
 PARTIES = ("alpha", "beta", "gamma")
 
@@ -80,7 +84,7 @@ def states(spec: JobSpec, catalogue: Catalogue, interactions: Interactions) -> d
     before = {}
     for step in algorithm.steps:
         before[step] = state
-        total = algorithm.contribution(step, interactions, state) + noise_of(spec.release(step))
+        total = algorithm.contribution(step, PartyRows(interactions), state) + noise_of(spec.release(step))
         state = algorithm.advance(step, total, state)
     return before
 
@@ -92,10 +96,10 @@ def test_joint_equals_central_bit_for_bit(dataset: Dataset, catalogue: Catalogue
     algorithms = [SubspaceAlgorithm(spec, catalogue) for _ in PARTIES]
     state: PublicState = {}
     for step in algorithms[0].steps:
-        sums = [one.contribution(step, part, state) for one, part in zip(algorithms, parts, strict=True)]
+        sums = [one.contribution(step, PartyRows(part), state) for one, part in zip(algorithms, parts, strict=True)]
         total = sums[0] + sums[1] + sums[2] + noise_of(spec.release(step))
         state = algorithms[0].advance(step, total, state)
-    joint = algorithms[2].publish(state)
+    joint = algorithms[2].model(state)
     for name in ("item_factors", "fold_in", "norm_terms"):
         np.testing.assert_array_equal(getattr(joint, name), getattr(central, name))
     assert (joint.score_scale, joint.taste_centre) == (central.score_scale, central.taste_centre)
@@ -105,9 +109,9 @@ def test_sum_does_not_depend_on_blocks(dataset: Dataset, catalogue: Catalogue, m
     spec = make_spec(catalogue)
     state = states(spec, catalogue, dataset.train)["round-2"]
     algorithm = SubspaceAlgorithm(spec, catalogue)
-    whole = algorithm.contribution("round-2", dataset.train, state)
-    monkeypatch.setattr(subspace, "_BLOCK_ENTRIES", 7 * catalogue.items)
-    np.testing.assert_array_equal(algorithm.contribution("round-2", dataset.train, state), whole)
+    whole = algorithm.contribution("round-2", PartyRows(dataset.train), state)
+    monkeypatch.setattr(algorithm_module, "_BLOCK_ENTRIES", 7 * catalogue.items)
+    np.testing.assert_array_equal(algorithm.contribution("round-2", PartyRows(dataset.train), state), whole)
 
 
 def test_a_user_adds_at_most_the_sensitivity(dataset: Dataset, catalogue: Catalogue) -> None:
@@ -123,8 +127,8 @@ def test_a_user_adds_at_most_the_sensitivity(dataset: Dataset, catalogue: Catalo
         largest = 0
         for history in histories:
             with_user = Interactions.concatenate([dataset.train, single(history, items)])
-            added = algorithm.contribution(step, with_user, before[step]) - algorithm.contribution(
-                step, dataset.train, before[step]
+            added = algorithm.contribution(step, PartyRows(with_user), before[step]) - algorithm.contribution(
+                step, PartyRows(dataset.train), before[step]
             )
             # In Python's integers: the bound is exact, not up to rounding.
             squared = sum(int(entry) ** 2 for entry in added.ravel())
@@ -141,14 +145,14 @@ def test_sensitivity_holds_under_a_hostile_state(dataset: Dataset, catalogue: Ca
     bound = spec.release("round-1").sensitivity
     for counts in (np.full(items, 1e-30), np.geomspace(1e-30, 1e30, items), np.full(items, 3e38)):
         state = {"counts": counts.astype(np.float32), "basis": np.ones(shape, np.float32)}
-        added = algorithm.contribution("round-1", single(np.arange(0, items, 3), items), state)
+        added = algorithm.contribution("round-1", PartyRows(single(np.arange(0, items, 3), items)), state)
         assert sum(int(entry) ** 2 for entry in added.ravel()) <= bound**2
 
 
 @given(length=st.integers(1, 250))
 @settings(max_examples=40, deadline=None)
 def test_counts_norm_is_exact_for_any_length(length: int) -> None:
-    added = subspace._count_sum(single(np.arange(length), 250))
+    added = algorithm_module._count_sum(single(np.arange(length), 250))
     squared = sum(int(entry) ** 2 for entry in added)
     assert squared <= 2**40
     assert squared > 2**40 * 0.999
@@ -157,7 +161,7 @@ def test_counts_norm_is_exact_for_any_length(length: int) -> None:
 
 def test_counts_are_the_normalised_sum(dataset: Dataset, catalogue: Catalogue) -> None:
     algorithm = SubspaceAlgorithm(make_spec(catalogue), catalogue)
-    total = algorithm.contribution("counts", dataset.train, {}) / 2.0**20
+    total = algorithm.contribution("counts", PartyRows(dataset.train), {}) / 2.0**20
     rows = dataset.train.dense(slice(None)).astype(np.float64)
     expected = (rows / np.sqrt(rows.sum(axis=1, keepdims=True))).sum(axis=0)
     np.testing.assert_allclose(total, expected, atol=dataset.train.users * 2.0**-20)
@@ -166,7 +170,7 @@ def test_counts_are_the_normalised_sum(dataset: Dataset, catalogue: Catalogue) -
 def test_round_is_the_clipped_outer_sum(dataset: Dataset, catalogue: Catalogue) -> None:
     spec = make_spec(catalogue)
     state = states(spec, catalogue, dataset.train)["round-1"]
-    total = SubspaceAlgorithm(spec, catalogue).contribution("round-1", dataset.train, state) / 2.0**32
+    total = SubspaceAlgorithm(spec, catalogue).contribution("round-1", PartyRows(dataset.train), state) / 2.0**32
     weight = state["counts"].astype(np.float64) ** -spec.trainer.popularity_power
     direction = state["counts"] * weight
     direction /= np.linalg.norm(direction)
@@ -190,7 +194,7 @@ def test_a_round_is_exact_in_integers(dataset: Dataset, catalogue: Catalogue) ->
     basis = np.rint(state["basis"].astype(np.float64) * 2**20).astype(np.int64)
     projected = np.einsum("ui,id->ud", left, basis)
     right = to_grid(projected / 2.0**36, spec.trainer.clip, 16)
-    total = SubspaceAlgorithm(spec, catalogue).contribution("round-1", dataset.train, state)
+    total = SubspaceAlgorithm(spec, catalogue).contribution("round-1", PartyRows(dataset.train), state)
     np.testing.assert_array_equal(total, np.einsum("ui,ud->id", left, right))
 
 
@@ -201,8 +205,8 @@ def test_a_user_without_items_adds_nothing(dataset: Dataset, catalogue: Catalogu
     empty = Interactions(3, catalogue.items, np.zeros(4, np.int64), np.zeros(0, np.int32))
     nobody = Interactions(0, catalogue.items, np.zeros(1, np.int64), np.zeros(0, np.int32))
     for step in algorithm.steps:
-        assert not algorithm.contribution(step, empty, before[step]).any()
-        assert not algorithm.contribution(step, nobody, before[step]).any()
+        assert not algorithm.contribution(step, PartyRows(empty), before[step]).any()
+        assert not algorithm.contribution(step, PartyRows(nobody), before[step]).any()
 
 
 def test_fold_in_reproduces_the_training_rows(dataset: Dataset, catalogue: Catalogue) -> None:
@@ -235,7 +239,7 @@ def test_noise_of_all_parties_is_allowed_for(dataset: Dataset, catalogue: Catalo
         spec = make_spec(catalogue, epsilon=3.0, source=source)  # type: ignore[arg-type]
         algorithm = SubspaceAlgorithm(spec, catalogue)
         state = states(make_spec(catalogue, epsilon=3.0), catalogue, dataset.train)["round-1"]
-        total = algorithm.contribution("round-1", dataset.train, state) + noise_of(spec.release("round-1"))
+        total = algorithm.contribution("round-1", PartyRows(dataset.train), state) + noise_of(spec.release("round-1"))
         strength = algorithm.trained("round-1", total, state).strength
         assert strength is not None
         strengths[source] = float(np.square(strength).sum())
@@ -305,18 +309,18 @@ def test_a_malformed_state_is_refused(
     state = dict(states(spec, catalogue, dataset.train)["round-1"])
     damage(state)
     with pytest.raises(InputError):
-        SubspaceAlgorithm(spec, catalogue).contribution("round-1", dataset.train, state)
+        SubspaceAlgorithm(spec, catalogue).contribution("round-1", PartyRows(dataset.train), state)
 
 
 def test_misuse_is_refused(dataset: Dataset, catalogue: Catalogue) -> None:
     spec = make_spec(catalogue)
     algorithm = SubspaceAlgorithm(spec, catalogue)
     with pytest.raises(StateError, match="not finished"):
-        algorithm.publish({})
+        algorithm.model({})
     with pytest.raises(ConfigError, match="release"):
-        algorithm.contribution("round-9", dataset.train, {})
+        algorithm.contribution("round-9", PartyRows(dataset.train), {})
     with pytest.raises(InputError, match="items"):
-        algorithm.contribution("counts", single(np.array([0]), catalogue.items + 1), {})
+        algorithm.contribution("counts", PartyRows(single(np.array([0]), catalogue.items + 1)), {})
     with pytest.raises(InputError, match="opening"):
         algorithm.advance("counts", np.zeros(3, np.int64), {})
     with pytest.raises(InputError, match="opening"):

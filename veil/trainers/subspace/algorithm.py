@@ -26,7 +26,7 @@ objective sum_u |E^T y_u|^2, that is, it fits a linear autoencoder of rank d.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Final
 
@@ -34,18 +34,19 @@ import numpy as np
 import numpy.typing as npt
 
 from veil.errors import ConfigError, InputError, StateError
-from veil.jobs.spec import JobSpec, Release
+from veil.jobs.spec import JobSpec, Release, SubspaceTrainer
 from veil.privacy.mechanism import outer_sensitivity, outer_sum, to_grid, variance_factor, vector_sensitivity
 from veil.recsys import postprocess
+from veil.recsys.artifact import RecommenderPublication
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
 from veil.recsys.model import MAX_DIMENSIONS, Model
 from veil.recsys.trained import Trained
+from veil.trainers.rows import PartyRows
+from veil.trainers.seam import Expected, PublicState, check_releases
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
-PublicState = dict[str, npt.NDArray[Any]]
-"""Public arrays by name, float32 or int64: what the lead party broadcasts after an opening. Empty before the first."""
 
 COUNT_BITS: Final = 20
 # 16 + 16 bits: 2^31 users of clip 1 fit a signed 64-bit sum, and the steps (1.5e-5) lie far below entries of a row
@@ -81,6 +82,8 @@ class SubspaceAlgorithm:
 
     def __init__(self, spec: JobSpec, catalogue: Catalogue) -> None:
         trainer = spec.trainer
+        if not isinstance(trainer, SubspaceTrainer):
+            raise ConfigError(f"got a job of trainer {trainer.kind!r}, expected subspace")
         if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
             raise ConfigError(
                 f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
@@ -100,41 +103,31 @@ class SubspaceAlgorithm:
             got = ", ".join(sorted(trainer.options)) or "none"
             raise ConfigError(f"got trainer options {got}, expected {', '.join(sorted(options))}")
         self.spec = spec
+        self.trainer = trainer
         self.catalogue = catalogue
         self.steps: list[str] = [COUNTS, *(f"round-{t}" for t in range(1, trainer.rounds + 1))]
         self._mixing = {name.removeprefix(MIX_PREFIX): weight for name, weight in trainer.options.items()}
-        self._check_releases()
+        check_releases(spec, self._expected())
 
-    def _check_releases(self) -> None:
-        listed = [release.name for release in self.spec.releases]
-        if listed != self.steps:
-            raise ConfigError(f"got releases {', '.join(listed)}, expected {', '.join(self.steps)}")
-        items, trainer = self.catalogue.items, self.spec.trainer
-        for release in self.spec.releases:
-            if release.name == COUNTS:
-                shape: tuple[int, ...] = (items,)
-                sensitivity = count_sensitivity()
-            else:
-                shape, sensitivity = (items, trainer.dimensions), round_sensitivity(trainer.clip)
-            # A job that claims less sensitivity than the mechanism has would claim less epsilon than it costs.
-            if release.shape != shape or release.sensitivity != sensitivity:
-                raise ConfigError(
-                    f"got release {release.name} of shape {release.shape} and sensitivity {release.sensitivity},"
-                    f" expected {shape} and {sensitivity}"
-                )
+    def _expected(self) -> Iterator[Expected]:
+        items, trainer = self.catalogue.items, self.trainer
+        yield Expected(COUNTS, (items,), count_sensitivity())
+        for step in self.steps[1:]:
+            yield Expected(step, (items, trainer.dimensions), round_sensitivity(trainer.clip))
 
-    def contribution(self, step: str, interactions: Interactions, public_state: PublicState) -> Int64:
+    def contribution(self, step: str, rows: PartyRows, public_state: PublicState) -> Int64:
         """The exact sum over the given users, int64 of the release's shape, in grid steps.
 
         Raises `InputError` when the interactions are on another number of items or the state is malformed.
         """
         release = self.spec.release(step)
+        interactions = rows.need_interactions()
         if interactions.items != self.catalogue.items:
             raise InputError(f"got interactions on {interactions.items} items, expected {self.catalogue.items}")
         if step == COUNTS:
             return _count_sum(interactions)
         counts, basis = self._training_state(public_state)
-        weight, direction = postprocess.item_weights(counts, self.spec.trainer.popularity_power)
+        weight, direction = postprocess.item_weights(counts, self.trainer.popularity_power)
         grid_basis = np.rint(basis * 2.0**_BASIS_BITS)
         total = np.zeros(release.shape, np.int64)
         step_users = max(1, _BLOCK_ENTRIES // self.catalogue.items)
@@ -142,11 +135,11 @@ class SubspaceAlgorithm:
             block = interactions.rows(slice(start, start + step_users))
             # Sensitivity: `to_grid` lets no integer row longer than its norm through, whatever the state says, and the
             # Frobenius norm of an outer product is the product of the two norms (`outer_sensitivity`).
-            rows = to_grid(unit_rows(block, weight, direction), 1.0, ROW_BITS)
+            gridded = to_grid(unit_rows(block, weight, direction), 1.0, ROW_BITS)
             # Exact: integers with |sum| and all partial sums at most 2^16 * 2^20 * sqrt(items), below 2^53 for items
             # below 2^34. Hence no dependence on the block or on the linear algebra library.
-            projected = (rows.astype(np.float64) @ grid_basis) * 2.0 ** -(ROW_BITS + _BASIS_BITS)
-            total += outer_sum(rows, to_grid(projected, self.spec.trainer.clip, PROJECTION_BITS))
+            projected = (gridded.astype(np.float64) @ grid_basis) * 2.0 ** -(ROW_BITS + _BASIS_BITS)
+            total += outer_sum(gridded, to_grid(projected, self.trainer.clip, PROJECTION_BITS))
         return total
 
     def advance(self, step: str, opened: Int64, public_state: PublicState) -> PublicState:
@@ -174,7 +167,7 @@ class SubspaceAlgorithm:
         release = self.spec.release(step)
         if opened.shape != release.shape or opened.dtype != np.int64:
             raise InputError(f"got an opening {opened.dtype}{opened.shape}, expected int64{release.shape}")
-        trainer = self.spec.trainer
+        trainer = self.trainer
         basis: Float64 | None = None
         strength: Float64 | None = None
         if step == COUNTS:
@@ -193,7 +186,11 @@ class SubspaceAlgorithm:
             basis, strength = postprocess.shrink_sum(total, self._noise_sd(release) * grid, counts, directions)
         return Trained(counts, trainer.popularity_power, directions, trainer.content_dimensions, basis, strength)
 
-    def publish(self, public_state: PublicState) -> Model:
+    def publish(self, public_state: PublicState) -> RecommenderPublication:
+        """What is published: `model` with the catalogue's ids and titles."""
+        return RecommenderPublication(self.model(public_state), self.catalogue)
+
+    def model(self, public_state: PublicState) -> Model:
         """The model, from the state after the last step: a copy of arrays, so equal at every party."""
         if "item_factors" not in public_state:
             raise StateError("got a training that is not finished, expected the state after the last opening")
@@ -211,7 +208,7 @@ class SubspaceAlgorithm:
         return postprocess.feature_design(self.catalogue.features)
 
     def _directions(self, counts: Float64) -> postprocess.Directions:
-        weight, direction = postprocess.item_weights(counts, self.spec.trainer.popularity_power)
+        weight, direction = postprocess.item_weights(counts, self.trainer.popularity_power)
         return postprocess.public_directions(self._design, counts, weight, direction)
 
     def _noise_sd(self, release: Release) -> float:
@@ -219,7 +216,7 @@ class SubspaceAlgorithm:
         return release.sigma * math.sqrt(variance_factor(self.spec.privacy.noise.source, len(self.spec.parties)))
 
     def _training_state(self, public_state: PublicState) -> tuple[Float64, Float64]:
-        items, dimensions = self.catalogue.items, self.spec.trainer.dimensions
+        items, dimensions = self.catalogue.items, self.trainer.dimensions
         counts, basis = _array(public_state, "counts"), _array(public_state, "basis")
         if counts.shape != (items,) or basis.shape != (items, dimensions):
             raise InputError(
@@ -250,39 +247,22 @@ def unit_rows(interactions: Interactions, weight: Float64, direction: Float64) -
     return rows
 
 
-def central_run(
-    spec: JobSpec,
-    catalogue: Catalogue,
-    interactions: Interactions,
-    noise: Callable[[Release], Int64],
-) -> Model:
-    """The same steps on all users in one place: for tests and for evaluation on data that one holds anyway.
-
-    noise: called once for each release, in order; returns what is added to the sum, int64 of the release's shape (for
-    the source "parties" the sum of all parties' draws). The result equals a joint run with the same noise.
-    """
-    algorithm = SubspaceAlgorithm(spec, catalogue)
-    state: PublicState = {}
-    for step in algorithm.steps:
-        total = algorithm.contribution(step, interactions, state) + noise(spec.release(step))
-        state = algorithm.advance(step, total, state)
-    return algorithm.publish(state)
-
-
 def central_trained(
     spec: JobSpec,
     catalogue: Catalogue,
     interactions: Interactions,
     noise: Callable[[Release], Int64],
 ) -> Trained:
-    """As `central_run`, but stops before mixing weights make a model: for fitting those (`baseline.mixing`)."""
+    """As `central_run` (`veil.trainers.registry`), but stops before mixing weights make a model of what was found: for
+    fitting those (`baseline.mixing`)."""
     algorithm = SubspaceAlgorithm(spec, catalogue)
+    rows = PartyRows(interactions)
     state: PublicState = {}
     for step in algorithm.steps[:-1]:
-        total = algorithm.contribution(step, interactions, state) + noise(spec.release(step))
+        total = algorithm.contribution(step, rows, state) + noise(spec.release(step))
         state = algorithm.advance(step, total, state)
     step = algorithm.steps[-1]
-    return algorithm.trained(step, algorithm.contribution(step, interactions, state) + noise(spec.release(step)), state)
+    return algorithm.trained(step, algorithm.contribution(step, rows, state) + noise(spec.release(step)), state)
 
 
 def _count_sum(interactions: Interactions) -> Int64:
