@@ -38,6 +38,8 @@ class PrivacySection(Section):
     epsilon: float = Field(gt=0, le=1000)
     delta: float = Field(gt=0, lt=0.01)
     noise: Literal["dealer", "parties"] = "dealer"
+    # How many parties may pool their draws, for noise by the parties; all others when not given.
+    colluding: int | None = Field(default=None, ge=0, le=15)
 
 
 class TrainerSection(Section):
@@ -63,6 +65,14 @@ class TrainerSection(Section):
             **{key: value for key, value in data.items() if key in own},
             "overrides": {key: value for key, value in data.items() if key not in own},
         }
+
+    @model_validator(mode="after")
+    def _only_what_the_kind_has(self) -> Self:
+        if self.questions and self.kind != "query":
+            raise ValueError(f'got questions for trainer "{self.kind}", expected them for "query" only')
+        if (self.module or self.module_file) and self.kind != "gradient":
+            raise ValueError(f'got a module for trainer "{self.kind}", expected it for "gradient" only')
+        return self
 
 
 class JobRequest(Section):
@@ -127,7 +137,7 @@ def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts, 
             privacy=Privacy(
                 epsilon=request.privacy.epsilon,
                 delta=request.privacy.delta,
-                noise=Noise(source=request.privacy.noise),
+                noise=Noise(source=request.privacy.noise, colluding=request.privacy.colluding),
             ),
             trainer=trainer,
             releases=releases,

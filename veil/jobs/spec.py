@@ -83,10 +83,18 @@ class Noise(_Frozen):
     """Who draws the noise.
 
     `dealer`: the dealer draws once and hands out shares; no party, nor any n-1 of them, knows any of it.
-    `parties`: every party adds a full draw of its own, so that the sum still suffices when the n-1 others pool theirs.
+    `parties`: every party adds a draw of its own, so large that the sum still suffices when `colluding` of them pool
+    theirs; all n-1 others when it is not given (`veil.privacy.sources`).
     """
 
     source: Literal["dealer", "parties"]
+    colluding: int | None = Field(default=None, ge=0, le=15)
+
+    @model_validator(mode="after")
+    def _colluding_parties(self) -> Self:
+        if self.colluding is not None and self.source != "parties":
+            raise ValueError("got colluding for noise by the dealer, expected it for noise by the parties only")
+        return self
 
 
 class Privacy(_Frozen):
@@ -121,13 +129,18 @@ class SubspaceTrainer(_Frozen):
 
 
 class AlsTrainer(_Frozen):
-    """Alternating least squares on noised sufficient statistics (docs/privacy.md)."""
+    """Alternating least squares on noised sufficient statistics (docs/privacy.md).
+
+    `gram`: one Gram matrix of the users for all items, or a matrix for each item.
+    """
 
     kind: Literal["als"] = "als"
     dimensions: int = Field(gt=0, le=1024)
     content_dimensions: int = Field(ge=0, le=1024)
     rounds: int = Field(gt=0, le=16)
-    clip: float = Field(gt=0, le=1)
+    popularity_power: float = Field(ge=0, le=1)
+    gram: Literal["global", "item"] = "global"
+    # Mixing weights for much and for little noise a user, by name.
     options: dict[str, float] = Field(default_factory=dict)
 
 
@@ -199,6 +212,10 @@ class JobSpec(_Frozen):
         names = [release.name for release in self.releases]
         if len(set(names)) != len(names):
             raise ValueError("got a release name twice, expected each name once")
+        if (self.privacy.noise.colluding or 0) >= len(self.parties):
+            raise ValueError(
+                f"got {self.privacy.noise.colluding} colluding of {len(self.parties)} parties, expected fewer"
+            )
         return self
 
     def text(self) -> str:

@@ -91,8 +91,8 @@ class DealerProvider:
 
 
 def party_noise(release: Release, source: ByteSource | None = None) -> Tensor:
-    """A full draw of the release's noise, int64, of its shape: one party's own, for jobs whose noise is by the parties.
+    """One party's own draw, int64, of the release's shape, for jobs whose noise is by the parties.
 
-    As each of n parties adds one, the opened sum carries n draws: enough still when n-1 of them pool theirs.
+    release: what one party draws (`veil.privacy.sources.party_release`).
     """
     return torch.from_numpy(noise_of.draw(release, source or system_source()))

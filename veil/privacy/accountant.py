@@ -1,19 +1,20 @@
 """What a set of releases costs, and how much noise a budget asks for.
 
-Guarantee: for releases that are each the Gaussian mechanism (rounded after the noise, see `veil.privacy.mechanism`),
-also when later ones are chosen from what earlier ones showed, all of them together are (`epsilon(releases, delta)`,
-delta)-differentially private. The number is never below the exact one; for delta from 1e-12 and epsilon up to 200 it
-exceeds it by less than 0.1%, elsewhere by a few per cent.
+Guarantee: all the releases together, also when what later ones sum is chosen from what earlier ones showed, are
+(`epsilon(releases, delta)`, delta)-differentially private. The number is never below the exact one. Where all are
+Gaussian on all users it exceeds it by less than 0.1% (`veil.privacy.gaussian`); how others are counted, and why that is
+an upper bound, says `veil.privacy.composition`. Noise that is calibrated here costs at most its budget by that count.
 
-How: the Gaussian mechanism with noise multiplier m = sigma / sensitivity is mu-GDP with mu = 1/m, and adaptive
-composition of mu_i-GDP Gaussian mechanisms is exactly the one with mu^2 = sum mu_i^2 (Dong, Roth and Su 2022, "Gaussian
-Differential Privacy", JRSS-B 84, corollary 3.3). That sum is taken in integers, rounded up, and the one Gaussian that
-is left goes through the privacy loss distribution accountant of dp-accounting (Doroshenko et al. 2022, "Connect the
-Dots"), which is pessimistic by construction. The closed form that it is tested against is theorem 8 of Balle and Wang
-2018, "Improving the Gaussian Mechanism for Differential Privacy".
+What may be chosen: a job lists mechanism, sensitivity, noise and sampling of every release before the first one opens.
+Over several jobs these could depend on earlier openings. For Gaussians on all users that is covered: mu^2 adds then
+too (Koskela, Tobaben and Honkela 2023, "Individual Privacy Accounting with Gaussian Differential Privacy"). With others
+among them the number holds for any choice from, and any order of, one fixed list of releases that cost together what
+is stated (each is post-processing of its dominating pair, so all of them are of the list's). It is not proven where
+what earlier openings showed decides between lists neither of which is a part of the other (Rogers, Roth, Ullman and
+Vadhan 2016, "Privacy Odometers and Filters"; arXiv 2602.06756 on where such sums fail).
 
-Neighbouring relation: add or remove one user. Noise source `parties`: releases state ONE party's draw, which is what
-an adversary who knows all others still faces (`veil.privacy.mechanism.variance_factor`).
+Neighbouring relation: add or remove one user. Noise source `parties`: a release states the noise that is left when the
+colluding parties have subtracted theirs (`veil.privacy.sources`), which is what counts.
 """
 
 from __future__ import annotations
@@ -21,99 +22,46 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
 from typing import Final
-
-from scipy import special
 
 from veil.errors import ConfigError
 from veil.jobs.spec import Release
+from veil.privacy.composition import MULTIPLIER_BITS, Composition, rounded, squared_mu
+from veil.privacy.gaussian import (
+    MU_BITS,
+    check_delta,
+    epsilon_of_multiplier,
+    epsilon_of_squared_mu,
+    gaussian_delta,
+    gaussian_epsilon,
+)
 
-_MU_BITS: Final = 128
-_RELATIVE_SLACK: Final = 1e-9  # over the closed form's own floating-point error
-_DISCRETIZATION: Final = 1e-4  # of epsilon; the accountant's error falls with its square
-_LARGEST_DISTRIBUTION: Final = 200.0
+__all__ = [
+    "Composition",
+    "epsilon",
+    "epsilon_of_squared_mu",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "laplace_scale",
+    "multipliers",
+    "noise_multiplier",
+    "sampled_multiplier",
+    "sigma_steps",
+    "squared_mu",
+    "to_micro",
+]
 
-
-def squared_mu(release: Release) -> int:
-    """(sensitivity / sigma)^2 of one release, in units of 2^-128, rounded up. Sums of it compose."""
-    return -(-(release.sensitivity**2 << _MU_BITS) // release.sigma**2)
+_CALIBRATION: Final = 1e-4  # relative, of `sampled_multiplier`
+_BRACKET: Final = 1.2
 
 
 def epsilon(releases: Sequence[Release], delta: float) -> float:
     """Epsilon of all the releases together at `delta`, add or remove one user; 0.0 for none.
 
-    `delta` in (0, 1). Raises `ConfigError` when it is not.
+    `delta` in (0, 1). Raises `ConfigError` when it is not. 1,000 sampled releases of one kind take below a second.
     """
-    return epsilon_of_squared_mu(sum(squared_mu(release) for release in releases), delta)
-
-
-def epsilon_of_squared_mu(total: int, delta: float) -> float:
-    """As `epsilon`, from the sum of `squared_mu`: for a ledger that keeps the sum."""
-    _check_delta(delta)
-    if total < 0:
-        raise ConfigError("got a negative sum of squared mu, expected at least 0")
-    if total == 0:
-        return 0.0
-    # 1/mu from below: less noise than there is, so more epsilon.
-    steps = math.isqrt((1 << (_MU_BITS + 128)) // total)
-    return _epsilon_of_multiplier(math.nextafter(math.ldexp(float(steps), -64), 0.0), delta)
-
-
-@lru_cache(maxsize=256)
-def _epsilon_of_multiplier(multiplier: float, delta: float) -> float:
-    exact = gaussian_epsilon(multiplier, delta)
-    # Both are upper bounds; the larger one keeps the result at or above the exact value whatever the accountant's
-    # rounding does. Beyond the limit its distribution would no longer fit in memory, and the bound is tight anyway.
-    if exact == 0.0 or exact > _LARGEST_DISTRIBUTION:
-        return exact
-    return max(exact, _accounted(multiplier, delta, exact * _DISCRETIZATION))
-
-
-def _accounted(multiplier: float, delta: float, discretization: float) -> float:
-    """Epsilon of one Gaussian by the privacy loss distribution accountant."""
-    # Here and not above: it takes a second to import, and most programs never account.
-    from dp_accounting import GaussianDpEvent, NeighboringRelation
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=discretization)
-    return float(accountant.compose(GaussianDpEvent(multiplier)).get_epsilon(delta))
-
-
-def gaussian_delta(multiplier: float, epsilon: float) -> float:
-    """Exact delta of the Gaussian mechanism (Balle and Wang 2018, theorem 8), up to floating point.
-
-    Phi(mu/2 - epsilon/mu) - e^epsilon Phi(-mu/2 - epsilon/mu), mu = 1/multiplier; taken in logarithms.
-    """
-    first = float(special.log_ndtr(0.5 / multiplier - epsilon * multiplier))
-    second = epsilon + float(special.log_ndtr(-0.5 / multiplier - epsilon * multiplier))
-    return math.exp(first) * -math.expm1(min(0.0, second - first))
-
-
-def gaussian_epsilon(multiplier: float, delta: float) -> float:
-    """Least epsilon of one Gaussian mechanism at `delta`, from above: closed form, solved by bisection.
-
-    Above 200 it returns mu^2/2 + mu Phi^-1(1 - delta), which drops the closed form's second term: an upper bound.
-    """
-    _check_delta(delta)
-    if not (math.isfinite(multiplier) and multiplier > 0):
-        raise ConfigError(f"got a noise multiplier of {multiplier}, expected a positive number")
-    mu = 1.0 / multiplier
-    upper = (0.5 * mu * mu - mu * float(special.ndtri(delta))) * (1 + _RELATIVE_SLACK)
-    if upper > _LARGEST_DISTRIBUTION:
-        return upper
-    if gaussian_delta(multiplier, 0.0) <= delta:
-        return 0.0
-    lower, upper = 0.0, max(upper, 0.0)
-    for _ in range(200):
-        middle = 0.5 * (lower + upper)
-        if not lower < middle < upper:
-            break
-        if gaussian_delta(multiplier, middle) <= delta * (1 - _RELATIVE_SLACK):
-            upper = middle
-        else:
-            lower = middle
-    return upper
+    check_delta(delta)
+    return Composition().plus(releases).epsilon(delta)
 
 
 def noise_multiplier(epsilon: float, delta: float) -> float:
@@ -121,9 +69,8 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
 
     Raises `ConfigError` unless epsilon is in (0, 1000] and delta in (0, 1).
     """
-    _check_delta(delta)
-    if not 0 < epsilon <= 1000:
-        raise ConfigError(f"got epsilon {epsilon}, expected above 0 and at most 1000")
+    check_delta(delta)
+    _check_epsilon(epsilon)
     lower, upper = 2.0**-20, 2.0**40
     while upper / lower > 1 + 1e-12:
         middle = math.sqrt(lower * upper)
@@ -132,7 +79,7 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
         else:
             lower = middle
     # The closed form starts, the accountant decides.
-    while _epsilon_of_multiplier(upper, delta) > epsilon:
+    while epsilon_of_multiplier(upper, delta) > epsilon:
         upper *= 1 + 1e-6
     return upper
 
@@ -153,14 +100,80 @@ def multipliers(epsilon: float, delta: float, fractions: Sequence[float]) -> lis
     return [one / math.sqrt(f) for f in fractions]
 
 
+def sampled_multiplier(
+    epsilon: float, delta: float, sampling: float, rounds: int, *, beside: Sequence[Release] = ()
+) -> float:
+    """Least noise multiplier, up to 0.1%, of `rounds` equal releases on users sampled with probability `sampling`.
+
+    Together with the releases `beside`, those with `sigma_steps(m, sensitivity)` cost at most `epsilon` by `epsilon()`.
+    Raises `ConfigError` on arguments out of range, and when `beside` alone costs as much. Takes a few seconds.
+    """
+    check_delta(delta)
+    _check_epsilon(epsilon)
+    if not 0 < sampling <= 1:
+        raise ConfigError(f"got sampling {sampling}, expected above 0 and at most 1")
+    if not 1 <= rounds <= 1_000_000:
+        raise ConfigError(f"got {rounds} rounds, expected 1 to 1,000,000")
+    given = Composition().plus(beside)
+    spent = given.epsilon(delta)
+    if spent >= epsilon:
+        raise ConfigError(f"got other releases that cost epsilon {spent:.4f}, expected less than {epsilon:g} in all")
+    return _least_multiplier(epsilon, delta, sampling, rounds, given)
+
+
+def _least_multiplier(epsilon: float, delta: float, sampling: float, rounds: int, given: Composition) -> float:
+    # A little below the budget: two noises that differ in the last digit may differ by that much in what they cost.
+    target = epsilon * (1 - 2e-5)
+
+    def excess(multiplier: float) -> float:
+        return given.plus_sampled(multiplier, sampling, rounds).epsilon(delta) - target
+
+    # Many sampled rounds are nearly one Gaussian with mu^2 = rounds q^2 (e^(1/m^2) - 1) (Bu, Dong, Long and Su 2020,
+    # "Deep Learning with Gaussian Differential Privacy"): where to begin.
+    free = noise_multiplier(target, delta) ** -2 - given.squared_mu / 2.0**MU_BITS
+    start = 1.0 / math.sqrt(math.log1p(max(free, 1e-6) / rounds / sampling**2))
+    lower = upper = start
+    over_lower = over_upper = excess(start)
+    while over_upper > 0:
+        lower, over_lower = upper, over_upper
+        upper *= _BRACKET
+        if upper > 2.0**40:
+            raise ConfigError("got other releases that leave nothing of the budget, expected a smaller cost")
+        over_upper = excess(upper)
+    while over_lower <= 0:
+        upper, over_upper = lower, over_lower
+        lower /= _BRACKET
+        over_lower = excess(lower)
+    # Where a line between the ends would cross, and the middle, in turns: few evaluations, and sure to end.
+    straight = True
+    while upper / lower > 1 + _CALIBRATION:
+        share = min(max(over_lower / (over_lower - over_upper), 0.02), 0.98) if straight else 0.5
+        straight = not straight
+        middle = lower * (upper / lower) ** share
+        over = excess(middle)
+        if over <= 0:
+            upper, over_upper = middle, over
+        else:
+            lower, over_lower = middle, over
+    return rounded(upper, MULTIPLIER_BITS, up=True)
+
+
+def laplace_scale(epsilon: float, sensitivity: int) -> int:
+    """Least scale of discrete Laplace noise, in grid steps, that is epsilon-DP for an L1 norm of `sensitivity` steps.
+
+    Exactly ceil(sensitivity / epsilon). Raises `ConfigError` above 2^52.
+    """
+    _check_epsilon(epsilon)
+    if sensitivity < 1:
+        raise ConfigError(f"got sensitivity {sensitivity}, expected at least 1")
+    return _checked_steps(math.ceil(sensitivity / Fraction(epsilon)))
+
+
 def sigma_steps(multiplier: float, sensitivity: int) -> int:
     """The noise in grid steps: multiplier times sensitivity, rounded up exactly. Raises `ConfigError` above 2^52."""
     if not (math.isfinite(multiplier) and multiplier > 0 and sensitivity >= 1):
         raise ConfigError(f"got multiplier {multiplier} and sensitivity {sensitivity}, expected positive numbers")
-    steps = math.ceil(Fraction(multiplier) * sensitivity)
-    if steps >= 2**52:
-        raise ConfigError(f"got noise of {steps} grid steps, expected below 2^52", hint="choose fewer bits")
-    return steps
+    return _checked_steps(math.ceil(Fraction(multiplier) * sensitivity))
 
 
 def to_micro(epsilon: float) -> int:
@@ -170,6 +183,12 @@ def to_micro(epsilon: float) -> int:
     return math.ceil(Fraction(epsilon) * 1_000_000)
 
 
-def _check_delta(delta: float) -> None:
-    if not 0 < delta < 1:
-        raise ConfigError(f"got delta {delta}, expected above 0 and below 1")
+def _checked_steps(steps: int) -> int:
+    if steps >= 2**52:
+        raise ConfigError(f"got noise of {steps} grid steps, expected below 2^52", hint="choose fewer bits")
+    return steps
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 < epsilon <= 1000:
+        raise ConfigError(f"got epsilon {epsilon}, expected above 0 and at most 1000")

@@ -77,7 +77,7 @@ def test_with_the_real_planner(tmp_path: Path) -> None:
     facts = CatalogueFacts(FACTS.digest, 200, 30)
     spec = resolve(load(write(tmp_path, SMALL)), consortium="trial", catalogue=facts, planner=plan)
     assert 0 < epsilon(spec.releases, 1e-6) <= 3.0
-    assert spec.releases[0].shape == (200,)
+    assert spec.releases[0].shape == (201,)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Group:
 
 
 def job_text(size: int, releases: list[dict[str, Any]] | None = None, *, nonce: str = "0" * 32) -> str:
-    from veil.jobs.spec import canonical, parse
+    from veil.jobs.spec import JobSpec, parse
 
     release = {"name": "counts", "shape": [7, 3], "sensitivity": 1000, "sigma": 5000, "mechanism": "rounded-gaussian"}
     document = {
@@ -70,7 +70,7 @@ def job_text(size: int, releases: list[dict[str, Any]] | None = None, *, nonce: 
         "releases": releases or [release],
         "versions": {},
     }
-    text = canonical(document)
+    text = JobSpec.model_validate(document).text()
     assert parse(text).parties == NAMES[:size]
     return text
 

@@ -22,8 +22,10 @@ from veil.privacy.accountant import (
     epsilon_of_squared_mu,
     gaussian_delta,
     gaussian_epsilon,
+    laplace_scale,
     multipliers,
     noise_multiplier,
+    sampled_multiplier,
     sigma_steps,
     squared_mu,
     to_micro,
@@ -34,6 +36,17 @@ DELTAS = (1e-5, 1e-8, 1e-3)
 
 def release(multiplier: float, sensitivity: int = 2**30, name: str = "counts") -> Release:
     return Release(name=name, shape=(8,), sensitivity=sensitivity, sigma=sigma_steps(multiplier, sensitivity))
+
+
+def sampled(multiplier: float, sampling: float, name: str = "round", sensitivity: int = 2**30) -> Release:
+    sigma = sigma_steps(multiplier, sensitivity)
+    return Release(name=name, shape=(8,), sensitivity=sensitivity, sigma=sigma, sampling=sampling)
+
+
+def laplace(cost: Fraction, name: str = "counts") -> Release:
+    return Release(
+        name=name, shape=(8,), sensitivity=cost.numerator, sigma=cost.denominator, mechanism="discrete-laplace"
+    )
 
 
 def exact_epsilon(mu: mpmath.mpf, delta: float) -> mpmath.mpf:
@@ -186,6 +199,17 @@ def test_arguments_out_of_range_are_refused() -> None:
         lambda: sigma_steps(1.0, 2**52),
         lambda: to_micro(-1.0),
         lambda: to_micro(math.inf),
+        lambda: squared_mu(sampled(1.0, 0.5)),
+        lambda: sampled_multiplier(0.0, 1e-5, 0.5, 10),
+        lambda: sampled_multiplier(1.0, 1e-5, 0.0, 10),
+        lambda: sampled_multiplier(1.0, 1e-5, 1.5, 10),
+        lambda: sampled_multiplier(1.0, 1e-5, math.nan, 10),
+        lambda: sampled_multiplier(1.0, 1e-5, 0.5, 0),
+        lambda: sampled_multiplier(1.0, 2.0, 0.5, 10),
+        lambda: sampled_multiplier(1.0, 1e-5, 0.5, 10, beside=[release(3.0)]),
+        lambda: laplace_scale(0.0, 5),
+        lambda: laplace_scale(1.0, 0),
+        lambda: laplace_scale(1e-3, 2**45),
     ):
         with pytest.raises(ConfigError):
             call()
