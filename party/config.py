@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from veil import settings
+from veil.deidentify.pipeline import Anonymity, AttributeRule
+from veil.deidentify.source import UserReadConfig
+from veil.errors import ConfigError
 from veil.jobs.spec import Name
+from veil.recsys.attributes import MAX_ATTRIBUTES
 from veil.recsys.reading import ReadConfig
+from veil.recsys.reading_texts import TextReadConfig
+from veil.recsys.texts import MAX_LABELS
 from veil.settings import Address, Section
 
 
@@ -32,6 +38,28 @@ class Data(Section):
     pseudonym_key: Path
 
 
+class Texts(Section):
+    """Labelled texts of the party's users, for jobs that train a text classifier."""
+
+    source: Path
+    read: TextReadConfig
+    # The public list that labels come from, in the order of the classifier's outputs: the same at every party of a job.
+    # None: every category that occurs in the catalogue, sorted.
+    labels: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=MAX_LABELS)
+    # As in [data]; given here only by a party without [data], so that one user has one pseudonym.
+    pseudonym_key: Path | None = None
+
+
+class Users(Section):
+    """Attributes of the party's users, and the pipeline that takes out what identifies them."""
+
+    source: Path
+    read: UserReadConfig
+    # Columns that no attribute names are not kept.
+    attribute: tuple[AttributeRule, ...] = Field(min_length=1, max_length=MAX_ATTRIBUTES)
+    anonymity: Anonymity = Anonymity()
+
+
 class Budget(Section):
     """What may be released over all jobs, for ever."""
 
@@ -48,6 +76,8 @@ class Approval(Section):
     # Parties, by name, that a job may have, this one among them. Empty: every party of the consortium.
     parties: tuple[Name, ...] = Field(default=(), max_length=256)
     noise_sources: tuple[Literal["dealer", "parties"], ...] = ("dealer", "parties")
+    # Against how many parties that pool their draws the noise of a job must hold. Empty: all others.
+    min_colluding: int | None = Field(default=None, ge=0, le=15)
 
 
 class PartyConfig(Section):
@@ -64,7 +94,10 @@ class PartyConfig(Section):
     catalogue: Path
     coordinator: Remote
     dealer: Remote
-    data: Data
+    # One of these two at least; attributes are kept of users who have interactions or texts.
+    data: Data | None = None
+    texts: Texts | None = None
+    users: Users | None = None
     budget: Budget
     approval: Approval
     # Operators (by certificate name) who may ask for the status and decide on jobs.
@@ -75,6 +108,23 @@ class PartyConfig(Section):
     # How long a round may wait for a peer, seconds.
     peer_timeout_s: float = Field(default=120.0, gt=1, le=3600)
 
+    @model_validator(mode="after")
+    def _one_key_and_rows(self) -> Self:
+        if self.data is None and self.texts is None:
+            raise ValueError("got neither [data] nor [texts], expected the party's rows")
+        if self.texts is not None and (self.texts.pseudonym_key is None) == (self.data is None):
+            raise ValueError("expected one pseudonym_key: in [data], or in [texts] where there is no [data]")
+        return self
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """The key file that user ids of every source are replaced with."""
+        if self.data is not None:
+            return self.data.pseudonym_key
+        if self.texts is None or self.texts.pseudonym_key is None:
+            raise ConfigError("got no pseudonym_key, expected one in [data] or [texts]")
+        return self.texts.pseudonym_key
+
 
 def load(path: Path) -> PartyConfig:
     """Reads and checks the file. Raises `ConfigError` that names each wrong key."""
@@ -83,19 +133,15 @@ def load(path: Path) -> PartyConfig:
 
 
 def _absolute(config: PartyConfig, root: Path) -> PartyConfig:
-    def anchored(path: Path) -> Path:
-        return path if path.is_absolute() else root / path
-
-    data: dict[str, Any] = {
-        "source": anchored(config.data.source),
-        "pseudonym_key": anchored(config.data.pseudonym_key),
-    }
-    return config.model_copy(
-        update={
-            "credentials": anchored(config.credentials),
-            "state": anchored(config.state),
-            "catalogue": anchored(config.catalogue),
-            "data": config.data.model_copy(update=data),
-            "modules": {name: anchored(path) for name, path in config.modules.items()},
-        }
-    )
+    # root / path is path where it is absolute.
+    changes: dict[str, Any] = {name: root / getattr(config, name) for name in ("credentials", "state", "catalogue")}
+    changes["modules"] = {name: root / path for name, path in config.modules.items()}
+    for name in ("data", "texts", "users"):
+        section = getattr(config, name)
+        if section is not None:
+            paths = {key: root / value for key, value in section if isinstance(value, Path)}
+            changes[name] = section.model_copy(update=paths)
+    if config.users is not None:
+        rules = tuple(rule.anchored(root) for rule in config.users.attribute)
+        changes["users"] = changes["users"].model_copy(update={"attribute": rules})
+    return config.model_copy(update=changes)

@@ -53,7 +53,7 @@ class Daemon:
         self.name = credentials.identity.name
         _prepare_state(config.state)
         self.catalogue = Catalogue.load(config.catalogue)
-        self.prepared = store.prepare(config.data, self.catalogue, config.state)
+        self.prepared = store.prepare(config, self.catalogue)
         self.ledger = Ledger(
             config.state / "ledger.sqlite", epsilon_limit=config.budget.epsilon, delta=config.budget.delta
         )
@@ -132,6 +132,7 @@ class Daemon:
             catalogue=self.catalogue,
             ledger=self.ledger,
             rules=self.config.approval,
+            modules=self.config.modules,
         )
 
     def _consider(self, job: job_pb2.Job) -> None:

@@ -6,8 +6,10 @@ the epsilon, and what its own ledger still allows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from party.config import Approval
 from veil import __version__
@@ -17,6 +19,7 @@ from veil.jobs.spec import JobSpec, digest, parse
 from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
 from veil.privacy.mechanism import check_headroom
+from veil.privacy.sources import colluding
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.registry import check_job
 
@@ -42,6 +45,7 @@ def review(
     catalogue: Catalogue,
     ledger: Ledger,
     rules: Approval,
+    modules: Mapping[str, Path] | None = None,
 ) -> Reviewed:
     """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why."""
     # (1) The text is canonical and its digest is the one that everybody else was shown.
@@ -72,8 +76,9 @@ def review(
             f"got catalogue {spec.catalogue.digest[:23]}…, expected {catalogue.digest[:23]}…",
             hint="distribute one catalogue directory to all parties",
         )
-    # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity.
-    check_job(spec, catalogue)
+    # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity; a module is one
+    # that this party lists, by digest.
+    check_job(spec, catalogue, modules=modules)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,
@@ -120,4 +125,11 @@ def _check_rules(spec: JobSpec, rules: Approval, largest_delta: float) -> None:
     if spec.privacy.noise.source not in rules.noise_sources:
         raise PolicyError(
             f"got noise source {spec.privacy.noise.source!r}, expected one of {', '.join(rules.noise_sources)}"
+        )
+    others = len(spec.parties) - 1
+    least = others if rules.min_colluding is None else min(rules.min_colluding, others)
+    if colluding(spec.privacy.noise, len(spec.parties)) < least:
+        raise PolicyError(
+            f"got noise that holds against {spec.privacy.noise.colluding} colluding parties, expected {least}",
+            hint="[approval] min_colluding in the party's config",
         )

@@ -57,10 +57,15 @@ def train(
         own = algorithm.contribution(step, rows, state)  # (1)
         opened = rounds.open(release, own)  # (2) to (5)
         del own
-        lead = save_arrays(dict(algorithm.advance(step, opened, state))) if rounds.rank == _LEAD else None
+        lead = _saved(algorithm.advance(step, opened, state)) if rounds.rank == _LEAD else None
         state = _loaded(rounds.broadcast(lead), spec)  # (6)
         finished(step)
     return state
+
+
+def _saved(state: PublicState) -> bytes:
+    # The format takes memory as it lies: a column-major array would arrive with its entries out of place.
+    return save_arrays({name: np.ascontiguousarray(array) for name, array in state.items()})
 
 
 def _loaded(data: bytes, spec: JobSpec) -> PublicState:

@@ -31,6 +31,7 @@ from veil.mpc.faults import to_document
 from veil.mpc.provider import DealerProvider, party_noise
 from veil.mpc.relay import RelayTransport
 from veil.mpc.session import Session
+from veil.privacy.sources import party_release
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.registry import algorithm_of
 
@@ -45,13 +46,16 @@ class SecureRounds:
     ) -> None:
         self._session = session
         self._provider = provider
-        self._source = spec.privacy.noise.source
+        self._noise, self._parties = spec.privacy.noise, len(spec.parties)
         self._daemon = daemon
         self.rank = rank
 
     def open(self, release: Release, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """See `party.trainer.Rounds.open`."""
-        noise = self._provider.noise_share(release) if self._source == "dealer" else party_noise(release)
+        if self._noise.source == "dealer":
+            noise = self._provider.noise_share(release)
+        else:
+            noise = party_noise(party_release(release, self._noise, self._parties))
         opened = self._session.open_noised_sum(release, torch.from_numpy(own), noise, self._permit)
         return np.asarray(opened.numpy(), dtype=np.int64)
 

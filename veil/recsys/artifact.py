@@ -100,7 +100,7 @@ class RecommenderPublication:
 
     def files(self, spec: JobSpec) -> dict[str, bytes]:
         """See `Publication.files`."""
-        return {**build_files(spec, self.catalogue, self.model)}
+        return {str(name): data for name, data in build_files(spec, self.catalogue, self.model).items()}
 
     def manifest(self, spec: JobSpec, files: Mapping[str, bytes], *, created_s: int) -> bytes:
         """See `Publication.manifest`."""

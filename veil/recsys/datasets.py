@@ -27,6 +27,7 @@ from veil.recsys.synthetic import generate
 MAX_FILE_BYTES = 256 * 1024 * 1024
 # Seed of the negatives that Veil draws for data sets that come without.
 NEGATIVES_SEED = 20260
+_MOST_SYNTHETIC_USERS = 2_000_000
 
 
 def load_ml1m(folder: Path) -> Dataset:
@@ -137,7 +138,7 @@ LOADERS: Mapping[str, Callable[[Path], Dataset]] = {
 
 
 def load_dataset(name: str, folder: Path | None = None) -> Dataset:
-    """Loads by name: "synthetic", or one of `LOADERS` with its folder; also "name:folder" in one text.
+    """Loads by name: "synthetic" or "synthetic:USERS", or one of `LOADERS` with its folder, "name:folder" in one text.
 
     Raises `ConfigError` for another name and `DataError`/`InputError` for files that do not fit.
     """
@@ -145,7 +146,12 @@ def load_dataset(name: str, folder: Path | None = None) -> Dataset:
         name, _, rest = name.partition(":")
         folder = Path(rest)
     if name == "synthetic":
-        return generate()
+        if folder is None:
+            return generate()
+        users = str(folder)
+        if not (users.isascii() and users.isdigit() and 100 <= int(users) <= _MOST_SYNTHETIC_USERS):
+            raise ConfigError(f"got synthetic:{users[:20]}, expected 100 to {_MOST_SYNTHETIC_USERS} users")
+        return generate(int(users))
     if name not in LOADERS:
         raise ConfigError(f"got data set {name!r}, expected synthetic or NAME:FOLDER with NAME of {', '.join(LOADERS)}")
     if folder is None or not Path(folder).is_dir():

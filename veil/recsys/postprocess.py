@@ -32,7 +32,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 # Root mean square of a row of the scaled features; beside the constant column's 1 and the ridge of 3 below.
-_ROW_NORM = 1.5
+ROW_NORM = 1.5
 _RIDGE = 3.0
 _LEAST_COUNT = 0.05
 _GRID_POINTS = 160
@@ -45,8 +45,9 @@ _PIVOT = 30
 _FACTOR_SOFTNESS = 0.3
 _START_DOMAIN = b"veil/start-directions/v1\x00"
 
-# How much more a match counts for a rare item: e^-0.4 for each standard deviation of log count, of which 3 at most.
-_RARITY = 0.4
+# How much more a match counts for a rare item: e^-0.4 for each standard deviation of log count, of which 3 at most,
+# unless a trainer says otherwise.
+RARITY = 0.4
 _RARITY_LIMIT = 3.0
 
 # User terms: how a user's own history length and mean log count are brought to order 1 (see `veil.recsys.model`).
@@ -70,7 +71,7 @@ def feature_design(features: Float32) -> Float64:
     spread = np.square(centred).sum(axis=0)
     centred = centred[:, spread > 1e-12 * max(1.0, float(spread.sum()))]
     if centred.shape[1]:
-        centred *= _ROW_NORM / math.sqrt(float(np.square(centred).sum(axis=1).mean()))
+        centred *= ROW_NORM / math.sqrt(float(np.square(centred).sum(axis=1).mean()))
     return np.concatenate([centred, np.ones((len(features), 1))], axis=1)
 
 
@@ -196,12 +197,13 @@ def factor_terms(
     content_dimensions: int,
     basis: Float64 | None,
     strength: Float64 | None,
+    rarity: float = RARITY,
 ) -> dict[str, Term]:
     """The item factors' summands by name; columns are (d collaborative, content, constant, length, mean log count).
 
     basis: float64[items, d] and strength: float64[d] of the last round, None without rounds. Entries are of order 1.
 
-        collaborative     E diag(w / (w + 0.3 mean w)) g        w the strength, g = e^(-0.4 l) the rarity of an item
+        collaborative     E diag(w / (w + 0.3 mean w)) g        w the strength, g = e^(-r l) the rarity of an item
         content           U diag(S^2 / (S^2 + S_31^2)) g        soft cut of the public spectrum
         popularity-root   standardised square root of the count, for everyone alike
         popularity-log    l, the standardised log count
@@ -210,18 +212,18 @@ def factor_terms(
     """
     items = len(counts)
     log_count = _standardised(np.log(counts))
-    rarity = np.exp(-_RARITY * np.clip(log_count, -_RARITY_LIMIT, _RARITY_LIMIT))[:, None] * math.sqrt(items)
+    rare = np.exp(-rarity * np.clip(log_count, -_RARITY_LIMIT, _RARITY_LIMIT))[:, None] * math.sqrt(items)
     terms: dict[str, Term] = {}
     dimensions = 0
     if basis is not None and strength is not None:
         dimensions = basis.shape[1]
         share = strength / (strength + _FACTOR_SOFTNESS * max(float(strength.mean()), 1e-300))
-        terms["collaborative"] = Term(0, basis * share * rarity)
+        terms["collaborative"] = Term(0, basis * share * rare)
     rank = min(content_dimensions, len(directions.values))
     if rank:
         squared = np.square(directions.values)
         share = (squared / (squared + squared[min(_PIVOT, len(squared) - 1)]))[:rank]
-        terms["content"] = Term(dimensions, directions.vectors[:, :rank] * share * rarity)
+        terms["content"] = Term(dimensions, directions.vectors[:, :rank] * share * rare)
     constant = dimensions + rank
     terms["popularity-root"] = Term(constant, _standardised(np.sqrt(counts))[:, None])
     terms["popularity-log"] = Term(constant, log_count[:, None])

@@ -27,6 +27,7 @@ class Trained:
         directions: what the public features span under these counts.
         content_dimensions: how many of them a user vector holds at most.
         basis: float64[items, d], orthonormal, and strength: float64[d] >= 0; None where there was no round.
+        rarity: how much more a match counts for a rare item (`veil.recsys.postprocess.factor_terms`).
     """
 
     counts: Float64
@@ -35,11 +36,12 @@ class Trained:
     content_dimensions: int
     basis: Float64 | None
     strength: Float64 | None
+    rarity: float = postprocess.RARITY
 
     def terms(self) -> dict[str, postprocess.Term]:
         """The summands of the item factors by name."""
         return postprocess.factor_terms(
-            self.counts, self.directions, self.content_dimensions, self.basis, self.strength
+            self.counts, self.directions, self.content_dimensions, self.basis, self.strength, self.rarity
         )
 
     def model(self, mixing: Mapping[str, float]) -> Model:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baseline.evaluate import simulation_spec
+from baseline.evaluate import LinearTrainer, simulation_spec
 from party.trainer import train
 from veil.errors import ProtocolMismatch
 from veil.jobs.spec import JobSpec, Release, digest, parse
@@ -20,7 +20,7 @@ from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.features import build_catalogue
 from veil.recsys.parties import split_as_given
-from veil.trainers.registry import central_run
+from veil.trainers.registry import central_run, recommender_of
 from veil.trainers.rows import PartyRows
 from veil.trainers.subspace.algorithm import SubspaceAlgorithm
 
@@ -63,7 +63,7 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
     provider = DealerProvider(rank, bytes(32), lambda request: b"")
     with Session(communicator, provider, job_digest=digest(text), releases=spec.releases) as session:
         rounds = worker.SecureRounds(session, provider, spec, rank, Daemon())
-        state = train(spec, SubspaceAlgorithm(spec, catalogue), PartyRows(own), rounds, lambda step: None)
+        state = train(spec, recommender_of(spec, catalogue), PartyRows(own), rounds, lambda step: None)
     pipe.send((dict(state), permitted, own.users))
 
 
@@ -86,9 +86,21 @@ def _joint(spec: JobSpec) -> list[tuple[dict[str, np.ndarray], list[str], int]]:
     return results
 
 
-def test_joint_equals_central_with_the_same_noise() -> None:
+@pytest.mark.parametrize(
+    ("trainer", "overrides"),
+    [("subspace", {}), ("als", {"rounds": 2.0, "item_gram": 1.0})],
+)
+def test_joint_equals_central_with_the_same_noise(trainer: LinearTrainer, overrides: dict[str, float]) -> None:
     dataset, catalogue = _data()
-    spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, noise_source="parties", parties=_PARTIES)
+    spec = simulation_spec(
+        catalogue,
+        epsilon=8.0,
+        delta=1e-5,
+        noise_source="parties",
+        parties=_PARTIES,
+        trainer=trainer,
+        overrides=overrides,
+    )
     assert len(spec.releases) >= 2
     results = _joint(spec)
     assert sum(users for _, _, users in results) == dataset.train.users
@@ -98,7 +110,7 @@ def test_joint_equals_central_with_the_same_noise() -> None:
         return sum((_noise(release, party) for party in range(_PARTIES)), np.zeros(release.shape, np.int64))
 
     central = central_run(spec, catalogue, dataset.train, noise)
-    algorithm = SubspaceAlgorithm(spec, catalogue)
+    algorithm = recommender_of(spec, catalogue)
     for state, permitted, _ in results:
         joint = algorithm.model(state)
         assert np.array_equal(joint.item_factors, central.item_factors)

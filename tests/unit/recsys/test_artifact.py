@@ -77,7 +77,7 @@ def spec(catalogue: Catalogue) -> JobSpec:
 @pytest.fixture(scope="module")
 def model(spec: JobSpec, catalogue: Catalogue) -> Model:
     algorithm = SubspaceAlgorithm(spec, catalogue)
-    opened = np.arange(1, ITEMS + 1, dtype=np.int64) << 22
+    opened = np.arange(1, ITEMS + 2, dtype=np.int64) << 22
     return algorithm.model(algorithm.advance("counts", opened, {}))
 
 
