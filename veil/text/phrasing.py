@@ -112,7 +112,8 @@ def _film_described(fact: Fact) -> str:
     if not fact.title:
         return "unknown movie"
     year = f" ({fact.year})" if fact.year else ""
-    return f"{film_name(fact.title)}{year}. Genres: {', '.join(fact.categories)}"
+    text = f". {fact.text}" if fact.text else ""
+    return f"{film_name(fact.title)}{year}. Genres: {', '.join(fact.categories)}{text}"
 
 
 def _film_named(fact: Fact) -> str:

@@ -28,11 +28,18 @@ class Recommender(Algorithm, Protocol):
         ...
 
 
-def check_job(spec: JobSpec, catalogue: Catalogue) -> None:
-    """Raises `ConfigError` unless trainer, releases and catalogue fit together. Runs no code that a job names."""
+def check_job(spec: JobSpec, catalogue: Catalogue, *, modules: Mapping[str, Path] | None = None) -> None:
+    """Raises `ConfigError` unless trainer, releases and catalogue fit together. Runs no code that a job names.
+
+    modules: as for `algorithm_of`; raises `PolicyError` on a module that is not among them with the job's digest.
+    """
     trainer = spec.trainer
     if isinstance(trainer, GradientTrainer):
-        raise ConfigError("got trainer gradient, which this version does not have")
+        from veil.trainers.gradient.releases import check_gradient_releases
+        from veil.trainers.gradient.source import check_source
+
+        check_source(check_gradient_releases(spec), modules or {})
+        return
     if isinstance(trainer, QueryTrainer):
         from veil.queries.algorithm import QueryAlgorithm
 
@@ -44,7 +51,7 @@ def check_job(spec: JobSpec, catalogue: Catalogue) -> None:
 def algorithm_of(spec: JobSpec, catalogue: Catalogue, *, modules: Mapping[str, Path] | None = None) -> Algorithm:
     """The job's trainer. modules: where this party keeps the code of each module that it allows.
 
-    Raises `ConfigError`.
+    Raises `ConfigError`, and `PolicyError` on a module that is not among them with the job's digest.
     """
     trainer = spec.trainer
     if isinstance(trainer, QueryTrainer):
@@ -52,7 +59,10 @@ def algorithm_of(spec: JobSpec, catalogue: Catalogue, *, modules: Mapping[str, P
 
         return QueryAlgorithm(spec, catalogue)
     if isinstance(trainer, GradientTrainer):
-        raise ConfigError(f"got trainer {trainer.kind!r}, which this version does not have")
+        from veil.trainers.gradient.algorithm import GradientAlgorithm
+        from veil.trainers.gradient.source import load_code
+
+        return GradientAlgorithm(spec, catalogue, load_code(trainer, modules or {}))
     return recommender_of(spec, catalogue)
 
 
@@ -64,7 +74,9 @@ def recommender_of(spec: JobSpec, catalogue: Catalogue) -> Recommender:
 
         return SubspaceAlgorithm(spec, catalogue)
     if isinstance(trainer, AlsTrainer):
-        raise ConfigError("got trainer als, which this version does not have")
+        from veil.trainers.als.algorithm import AlsAlgorithm
+
+        return AlsAlgorithm(spec, catalogue)
     raise ConfigError(f"got trainer {trainer.kind!r}, expected subspace or als")
 
 
@@ -83,6 +95,20 @@ def plan(request: JobRequest, catalogue: CatalogueFacts) -> tuple[Trainer, tuple
             features=catalogue.features,
             overrides=section.overrides,
         )
+    if section.kind == "als":
+        from veil.trainers.als.plan import plan_als
+
+        return plan_als(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            items=catalogue.items,
+            features=catalogue.features,
+            overrides=section.overrides,
+        )
+    if section.kind == "gradient":
+        from veil.trainers.gradient.plan import plan_request
+
+        return plan_request(request)
     if section.kind == "query":
         from veil.queries.plan import plan_queries
 

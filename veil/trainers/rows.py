@@ -1,13 +1,15 @@
 """What one party holds of its users, as trainers see it.
 
-Guarantee: no user id and no pseudonym; a user is a row number. `repr` shows counts only.
+Guarantee: no user id and no pseudonym; a user is a row number, the same in every kind of rows. `repr` shows
+counts only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from veil.errors import ConfigError
+from veil.errors import ConfigError, DataError
+from veil.recsys.attributes import UserAttributes
 from veil.recsys.interactions import Interactions
 from veil.recsys.texts import LabelledTexts
 
@@ -19,13 +21,21 @@ class PartyRows:
     Attributes:
         interactions: who met which item of the catalogue.
         texts: labelled texts, each of one user.
+        attributes: de-identified attributes of the users.
     """
 
     interactions: Interactions | None = None
     texts: LabelledTexts | None = None
+    attributes: UserAttributes | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `DataError` when kinds of rows count different users."""
+        counts = {kind.users for kind in (self.interactions, self.texts, self.attributes) if kind is not None}
+        if len(counts) > 1:
+            raise DataError(f"got rows of {', '.join(map(str, sorted(counts)))} users, expected the same users in all")
 
     def __repr__(self) -> str:
-        return f"PartyRows(interactions={self.interactions!r}, texts={self.texts!r})"
+        return f"PartyRows(interactions={self.interactions!r}, texts={self.texts!r}, attributes={self.attributes!r})"
 
     def need_interactions(self) -> Interactions:
         """The interactions; raises `ConfigError` when this party holds none."""
@@ -38,3 +48,9 @@ class PartyRows:
         if self.texts is None:
             raise ConfigError("got a job on labelled texts, expected [texts] in the party's config")
         return self.texts
+
+    def need_attributes(self) -> UserAttributes:
+        """The users' attributes; raises `ConfigError` when this party holds none."""
+        if self.attributes is None:
+            raise ConfigError("got a job on user attributes, expected [users] in the party's config")
+        return self.attributes

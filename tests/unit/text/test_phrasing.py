@@ -41,7 +41,7 @@ TABLE = ItemTable(("a", "b"), ("Bug's Life, A (1998)", ""), (("Animation", "Come
 
 def test_movies() -> None:
     assert sentences(TABLE, "movies") == [
-        (1.0, ["A Bug's Life (1998). Genres: Animation, Comedy", "unknown movie"]),
+        (1.0, ["A Bug's Life (1998). Genres: Animation, Comedy. Ants.", "unknown movie"]),
         (0.7, ["A Bug's Life", "unknown movie"]),
         (0.7, ["The audience of the 1990s animation and comedy movie A Bug's Life", "unknown movie"]),
     ]

@@ -10,45 +10,62 @@ Mechanism: sum of bounded integer vectors plus rounded Gaussian noise (`veil.pri
 
 Letters: x_u the 0/1 row of user u; c counts; D = c^-a; mu the unit popularity direction; E (items x d) the basis.
 
-    counts    v_u = trunc(2^20 x_u / sqrt|x_u|)                      opens sum_u v_u            (items)
-    public    c by empirical Bayes; D, mu; E_0 = first d directions that the public features span
-    round-t   y_u = D x_u less its mu part, unit norm                trunc(2^16 y_u)
-              h_u = clip(E^T y_u, C)                                 trunc(2^16 h_u)
-                                                                     opens sum_u y_u h_u^T      (items x d)
+    counts    v_u = trunc(2^20 x_u / sqrt|x_u|), and 2^17          opens sum_u v_u            (items + 1)
+    public    c by empirical Bayes; D, mu; the noise ratio; E_0 = first d directions that the public features span
+    round-t   y_u = D x_u less its mu part, unit norm              trunc(2^16 y_u)
+              h_u = clip(E^T y_u, C)                               trunc(2^16 h_u)
+                                                                   opens sum_u y_u h_u^T      (items x d)
     public    E_t = left singular vectors of the shrunken opening
     publish   item factors = weighted sum of named terms (`veil.recsys.postprocess.factor_terms`)
 
 Each round is one step of orthogonal iteration (Golub and Van Loan, "Matrix Computations", section 8.2.4) on the second
 moment of the users' rows, with noise (Hardt and Price, "The Noisy Power Method", NeurIPS 2014); it maximises the
 objective sum_u |E^T y_u|^2, that is, it fits a linear autoencoder of rank d.
+
+The floor rule. The noise ratio is the noise multiplier of all releases together over the interactions per item, both
+read off the opened counts. Above `noise-ratio-limit` a collaborative part would be mostly noise: then every round
+carries the counts once more (`veil.trainers.subspace.counts`), the estimates are pooled, and the model is what the
+whole budget would give for counts and public content alone. Which of the two a round carries depends on openings only,
+and both have the round's norm bound, so the rule costs nothing (adaptive composition of Gaussians with fixed noise).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from veil.errors import ConfigError, InputError, StateError
-from veil.jobs.spec import JobSpec, Release, SubspaceTrainer
-from veil.privacy.mechanism import outer_sensitivity, outer_sum, to_grid, variance_factor, vector_sensitivity
+from veil.errors import ConfigError, InputError
+from veil.jobs.spec import JobSpec, SubspaceTrainer
+from veil.privacy.mechanism import outer_sensitivity, outer_sum, to_grid
+from veil.privacy.sources import total_sd
 from veil.recsys import postprocess
 from veil.recsys.artifact import RecommenderPublication
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
+from veil.recsys.kernel import design_rows
 from veil.recsys.model import MAX_DIMENSIONS, Model
 from veil.recsys.trained import Trained
+from veil.trainers.linear import COUNT_BITS, COUNTS, array_of, model_of, model_state
 from veil.trainers.rows import PartyRows
 from veil.trainers.seam import Expected, PublicState, check_releases
+from veil.trainers.subspace.counts import (
+    USER_STEPS,
+    Estimate,
+    counts_and_users,
+    counts_sensitivity,
+    interactions_per_item,
+    repeated_counts,
+)
+from veil.trainers.subspace.options import LIMIT, OPTIONS, mixing_at
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
-COUNT_BITS: Final = 20
 # 16 + 16 bits: 2^31 users of clip 1 fit a signed 64-bit sum, and the steps (1.5e-5) lie far below entries of a row
 # (0.01) and below the noise (clip times multiplier). A float64 product of one block is exact far beyond a block.
 ROW_BITS: Final = 16
@@ -58,14 +75,8 @@ _BLOCK_ENTRIES: Final = 1 << 22
 DEGENERATE: Final = 1e-9
 """A row of which the popularity direction leaves less than this share of the squared norm counts as empty."""
 _MAX_BASIS_ENTRY: Final = 1.0 + 1e-3
-
-MIX_PREFIX: Final = "mix-"
-COUNTS: Final = "counts"
-
-
-def count_sensitivity() -> int:
-    """Bound on the L2 norm of one user's summand of the release "counts", in grid steps."""
-    return vector_sensitivity(1.0, COUNT_BITS)
+_RARITY: Final = 0.5
+_MOST_RATIO: Final = 1e6
 
 
 def round_sensitivity(clip: float) -> int:
@@ -97,21 +108,19 @@ class SubspaceAlgorithm:
             raise ConfigError(
                 f"got {trainer.dimensions} dimensions for {catalogue.items} items, expected fewer than items"
             )
-        # All of them, though a catalogue without text needs fewer: a job must not fail after it has spent its budget.
-        options = {MIX_PREFIX + name for name in postprocess.TERMS}
-        if set(trainer.options) != options:
+        # All of them, though not every run needs each: a job must not fail after it has spent its budget.
+        if set(trainer.options) != OPTIONS:
             got = ", ".join(sorted(trainer.options)) or "none"
-            raise ConfigError(f"got trainer options {got}, expected {', '.join(sorted(options))}")
+            raise ConfigError(f"got trainer options {got}, expected {', '.join(sorted(OPTIONS))}")
         self.spec = spec
         self.trainer = trainer
         self.catalogue = catalogue
         self.steps: list[str] = [COUNTS, *(f"round-{t}" for t in range(1, trainer.rounds + 1))]
-        self._mixing = {name.removeprefix(MIX_PREFIX): weight for name, weight in trainer.options.items()}
         check_releases(spec, self._expected())
 
     def _expected(self) -> Iterator[Expected]:
         items, trainer = self.catalogue.items, self.trainer
-        yield Expected(COUNTS, (items,), count_sensitivity())
+        yield Expected(COUNTS, (items + 1,), counts_sensitivity())
         for step in self.steps[1:]:
             yield Expected(step, (items, trainer.dimensions), round_sensitivity(trainer.clip))
 
@@ -125,7 +134,9 @@ class SubspaceAlgorithm:
         if interactions.items != self.catalogue.items:
             raise InputError(f"got interactions on {interactions.items} items, expected {self.catalogue.items}")
         if step == COUNTS:
-            return _count_sum(interactions)
+            return counts_and_users(interactions)
+        if "estimate" in public_state:
+            return repeated_counts(interactions, release.shape, round_sensitivity(self.trainer.clip))
         counts, basis = self._training_state(public_state)
         weight, direction = postprocess.item_weights(counts, self.trainer.popularity_power)
         grid_basis = np.rint(basis * 2.0**_BASIS_BITS)
@@ -147,44 +158,71 @@ class SubspaceAlgorithm:
 
         After the last step the state holds the model's arrays. Raises `InputError` when opening or state is malformed.
         """
-        trained = self.trained(step, opened, public_state)
+        found = self._found(step, opened, public_state)
         if step != self.steps[-1]:
-            if trained.basis is None:
-                raise StateError("got no basis after a step that is not the last, expected one")
-            return {"counts": trained.counts.astype(np.float32), "basis": trained.basis.astype(np.float32)}
-        model = trained.model(self._mixing)
-        return {
-            "item_factors": model.item_factors,
-            "fold_in": model.fold_in,
-            "norm_terms": model.norm_terms,
-            "collaborative": np.array([model.collaborative], np.int64),
-            "taste_centre": np.array([model.taste_centre], np.float32),
-            "score_scale": np.array([model.score_scale], np.float32),
-        }
+            return found
+        mixing = mixing_at(self.trainer.options, self._ratio(found), collaborative="strength" in found)
+        return model_state(self._trained(found).model(mixing))
 
     def trained(self, step: str, opened: Int64, public_state: PublicState) -> Trained:
         """What is known after an opening, before mixing weights make a model of it. Arguments as for `advance`."""
+        return self._trained(self._found(step, opened, public_state))
+
+    def _found(self, step: str, opened: Int64, public_state: PublicState) -> PublicState:
+        """The public state that an opening leads to: counts, noise ratio, and either an estimate or a basis."""
         release = self.spec.release(step)
         if opened.shape != release.shape or opened.dtype != np.int64:
             raise InputError(f"got an opening {opened.dtype}{opened.shape}, expected int64{release.shape}")
-        trainer = self.trainer
-        basis: Float64 | None = None
-        strength: Float64 | None = None
+        noise_sd = total_sd(self.spec, release)
         if step == COUNTS:
-            noise_sd = self._noise_sd(release) * 2.0**-COUNT_BITS
-            counts = postprocess.posterior_counts(opened.astype(np.float64) * 2.0**-COUNT_BITS, noise_sd, self._design)
-            # As the state carries them, so that later steps see the same numbers.
-            counts = counts.astype(np.float32).astype(np.float64)
-            directions = self._directions(counts)
-            if trainer.rounds:
-                basis = directions.start(trainer.dimensions)
-        else:
-            counts, _ = self._training_state(public_state)
-            directions = self._directions(counts)
-            grid = 2.0 ** -(ROW_BITS + PROJECTION_BITS)
-            total = opened.astype(np.float64) * grid
-            basis, strength = postprocess.shrink_sum(total, self._noise_sd(release) * grid, counts, directions)
-        return Trained(counts, trainer.popularity_power, directions, trainer.content_dimensions, basis, strength)
+            grid = 2.0**-COUNT_BITS
+            estimate = Estimate(opened[:-1].astype(np.float64) * grid, noise_sd * grid)
+            users, users_sd = float(opened[-1]) / USER_STEPS, noise_sd / USER_STEPS
+            met = interactions_per_item(estimate.values, estimate.sd, users, users_sd)
+            ratio = min(self._multiplier() / met, _MOST_RATIO) if met > 0 else _MOST_RATIO
+            if not self.trainer.rounds or ratio > self.trainer.options[LIMIT]:
+                return self._floor_state(estimate, ratio)
+            counts = self._posterior(estimate)
+            basis = self._directions(counts.astype(np.float64)).start(self.trainer.dimensions)
+            return {"counts": counts, "ratio": np.array([ratio], np.float32), "basis": basis.astype(np.float32)}
+        ratio = self._ratio(public_state)
+        if "estimate" in public_state:
+            grid = 1.0 / round_sensitivity(self.trainer.clip)
+            again = Estimate(opened[:, 0].astype(np.float64) * grid, noise_sd * grid)
+            return self._floor_state(self._estimate(public_state).pooled(again), ratio)
+        known, _ = self._training_state(public_state)
+        grid = 2.0 ** -(ROW_BITS + PROJECTION_BITS)
+        total = opened.astype(np.float64) * grid
+        found, strength = postprocess.shrink_sum(total, noise_sd * grid, known, self._directions(known))
+        return {
+            "counts": known.astype(np.float32),
+            "ratio": np.array([ratio], np.float32),
+            "basis": found.astype(np.float32),
+            "strength": strength.astype(np.float32),
+        }
+
+    def _floor_state(self, estimate: Estimate, ratio: float) -> PublicState:
+        return {
+            "counts": self._posterior(estimate),
+            "ratio": np.array([ratio], np.float32),
+            "estimate": np.append(estimate.values, estimate.sd).astype(np.float32),
+        }
+
+    def _posterior(self, estimate: Estimate) -> npt.NDArray[np.float32]:
+        return postprocess.posterior_counts(estimate.values, estimate.sd, self._design).astype(np.float32)
+
+    def _trained(self, found: PublicState) -> Trained:
+        counts = array_of(found, "counts").astype(np.float64)
+        basis, strength = found.get("basis"), found.get("strength")
+        return Trained(
+            counts,
+            self.trainer.popularity_power,
+            self._directions(counts),
+            self.trainer.content_dimensions,
+            None if basis is None or strength is None else basis.astype(np.float64),
+            None if basis is None or strength is None else strength.astype(np.float64),
+            _RARITY,
+        )
 
     def publish(self, public_state: PublicState) -> RecommenderPublication:
         """What is published: `model` with the catalogue's ids and titles."""
@@ -192,32 +230,36 @@ class SubspaceAlgorithm:
 
     def model(self, public_state: PublicState) -> Model:
         """The model, from the state after the last step: a copy of arrays, so equal at every party."""
-        if "item_factors" not in public_state:
-            raise StateError("got a training that is not finished, expected the state after the last opening")
-        return Model(
-            item_factors=_array(public_state, "item_factors"),
-            fold_in=_array(public_state, "fold_in"),
-            norm_terms=_array(public_state, "norm_terms"),
-            collaborative=int(_array(public_state, "collaborative", np.int64).flat[0]),
-            taste_centre=float(_array(public_state, "taste_centre").flat[0]),
-            score_scale=float(_array(public_state, "score_scale").flat[0]),
-        )
+        return model_of(public_state)
 
     @cached_property
     def _design(self) -> Float64:
-        return postprocess.feature_design(self.catalogue.features)
+        return design_rows(self.catalogue.features, self.catalogue.blocks)
 
     def _directions(self, counts: Float64) -> postprocess.Directions:
         weight, direction = postprocess.item_weights(counts, self.trainer.popularity_power)
         return postprocess.public_directions(self._design, counts, weight, direction)
 
-    def _noise_sd(self, release: Release) -> float:
-        # What lies on the opened total, which for the source "parties" is more than what the accounting counts.
-        return release.sigma * math.sqrt(variance_factor(self.spec.privacy.noise.source, len(self.spec.parties)))
+    def _multiplier(self) -> float:
+        """Noise multiplier of all releases together, from what lies on the opened totals."""
+        return 1.0 / math.sqrt(sum((one.sensitivity / total_sd(self.spec, one)) ** 2 for one in self.spec.releases))
+
+    def _ratio(self, public_state: PublicState) -> float:
+        """The noise ratio of a state: noise multiplier over interactions per item."""
+        ratio = float(array_of(public_state, "ratio").flat[0])
+        if not ratio > 0 or not math.isfinite(ratio):
+            raise InputError(f"got noise ratio {ratio} in the public state, expected a positive number")
+        return ratio
+
+    def _estimate(self, public_state: PublicState) -> Estimate:
+        both = array_of(public_state, "estimate").astype(np.float64)
+        if both.shape != (self.catalogue.items + 1,) or not np.isfinite(both).all() or both[-1] < 0:
+            raise InputError(f"got an estimate of {both.shape}, expected {self.catalogue.items + 1} finite numbers")
+        return Estimate(both[:-1], float(both[-1]))
 
     def _training_state(self, public_state: PublicState) -> tuple[Float64, Float64]:
         items, dimensions = self.catalogue.items, self.trainer.dimensions
-        counts, basis = _array(public_state, "counts"), _array(public_state, "basis")
+        counts, basis = array_of(public_state, "counts"), array_of(public_state, "basis")
         if counts.shape != (items,) or basis.shape != (items, dimensions):
             raise InputError(
                 f"got a state of {counts.shape} and {basis.shape}, expected ({items},) and {items, dimensions}"
@@ -245,42 +287,3 @@ def unit_rows(interactions: Interactions, weight: Float64, direction: Float64) -
     rows -= along[:, None] * direction
     rows *= scale[:, None]
     return rows
-
-
-def central_trained(
-    spec: JobSpec,
-    catalogue: Catalogue,
-    interactions: Interactions,
-    noise: Callable[[Release], Int64],
-) -> Trained:
-    """As `central_run` (`veil.trainers.registry`), but stops before mixing weights make a model of what was found: for
-    fitting those (`baseline.mixing`)."""
-    algorithm = SubspaceAlgorithm(spec, catalogue)
-    rows = PartyRows(interactions)
-    state: PublicState = {}
-    for step in algorithm.steps[:-1]:
-        total = algorithm.contribution(step, rows, state) + noise(spec.release(step))
-        state = algorithm.advance(step, total, state)
-    step = algorithm.steps[-1]
-    return algorithm.trained(step, algorithm.contribution(step, rows, state) + noise(spec.release(step)), state)
-
-
-def _count_sum(interactions: Interactions) -> Int64:
-    # Sensitivity: all n entries of a user's row are one integer v with n v^2 <= 2^40, so the norm is at most 2^20.
-    lengths = interactions.lengths()
-    present = np.maximum(lengths, 1)
-    value = np.floor(2.0**COUNT_BITS / np.sqrt(present)).astype(np.int64)
-    bound = np.int64(count_sensitivity()) ** 2
-    value -= (present * np.square(value) > bound).astype(np.int64)
-    if bool((present * np.square(value) > bound).any()):
-        raise StateError("got a row above its norm, expected none")
-    total = np.zeros(interactions.items, np.int64)
-    np.add.at(total, interactions.indices, np.repeat(value, lengths))
-    return total
-
-
-def _array(state: PublicState, name: str, dtype: type[np.generic] = np.float32) -> npt.NDArray[Any]:
-    array = state.get(name)
-    if array is None or array.dtype != dtype or not array.size:
-        raise InputError(f"got no {np.dtype(dtype)} array {name!r} in the public state, expected one")
-    return array

@@ -3,11 +3,19 @@
 Guarantee: the releases that `plan_subspace` returns cost together at most `epsilon` at `delta` by
 `veil.privacy.accountant.epsilon`, and their sensitivities are those of the mechanism, on its grid.
 
-The settings are one function of epsilon and of the number of public features, the same for every data set. What they
-were chosen on, stated because choosing is not free: budget shares, clip, dimensions, popularity power and rounds by
-validation on MovieLens-1M (held-out training items, no test item), without paying privacy for it; the mixing weights
-were fitted on MovieLens-100K, a public data set (`baseline.evaluate.fit_private_mixing`). Which terms the score has was
-decided on MovieLens-1M validation and on the synthetic data. Figures on MovieLens-1M inherit all but the weights.
+The settings are one function of epsilon and of the number of public features, the same for every data set; what hangs
+on the number of users and on their histories is decided from the opened counts (`veil.trainers.subspace.algorithm`).
+
+The budget, in mu^2 = 1/sigma^2: half of it for the counts at epsilon 1, where public features and counts carry the
+model, falling to 12% from epsilon 5; what is left goes to one round, or from epsilon 4.5 to two, the last with 70%
+(more noise early, less late: the first round only has to turn the public directions).
+
+What was chosen on what, stated because choosing is not free. On MovieLens-1M's held-out training items (no test item),
+without paying privacy for it: shares of the counts, clip, dimensions, popularity power, how much rare items count, and
+which terms the score has (`popularity-root` has weight 0); figures on MovieLens-1M inherit that. On MovieLens-100K's
+held-out training items, a public data set: the feature kernel (MovieLens-1M's held-out training items agreed), the last
+round's share, the limit of the noise ratio, and the mixing weights (`baseline.evaluate.fit_private_mixing` with
+latest=4, without popularity-root).
 
 Between the anchors below, everything is linear in the logarithm of epsilon; beyond them it is constant.
 """
@@ -27,7 +35,10 @@ from veil.privacy.accountant import multipliers, sigma_steps
 from veil.privacy.mechanism import variance_factor
 from veil.recsys import postprocess
 from veil.recsys.model import MAX_DIMENSIONS
-from veil.trainers.subspace.algorithm import COUNTS, MIX_PREFIX, count_sensitivity, round_sensitivity
+from veil.trainers.linear import COUNTS
+from veil.trainers.subspace.algorithm import round_sensitivity
+from veil.trainers.subspace.counts import counts_sensitivity
+from veil.trainers.subspace.options import FLOOR_TERMS, LIMIT, STRONG, WEAK, mixing_options
 
 # epsilon -> (share of the budget for the counts, collaborative dimensions); budget is measured in mu^2 = 1/sigma^2.
 _ANCHORS: Final = ((1.0, 0.5, 32.0), (5.0, 0.12, 48.0))
@@ -35,26 +46,51 @@ _ANCHORS: Final = ((1.0, 0.5, 32.0), (5.0, 0.12, 48.0))
 _SECOND_ROUND_EPSILON: Final = 4.5
 _CLIP: Final = 0.2
 _POPULARITY_POWER: Final = 0.15
-_LAST_ROUND_SHARE: Final = 0.6
+_LAST_ROUND_SHARE: Final = 0.7
 
 # Without public features to start from, rounds have to find the subspace themselves: fewer dimensions, more rounds.
 _FEW_FEATURES_DIMENSIONS: Final = ((1.0, 8.0), (5.0, 16.0), (10.0, 24.0))
 _FEW_FEATURES_ROUNDS: Final = 3
 
-# Term -> mixing weight at epsilon 1 and from 5 on; fitted on MovieLens-100K by the private trainer itself at epsilon 3
-# and 10 (one round, three noise draws); noisier than the same epsilon on more users, hence the shift.
-_MIXING_EPSILONS: Final = (1.0, 5.0)
+# Above this noise ratio (`veil.trainers.subspace.algorithm`) a collaborative part loses more than it brings: on
+# MovieLens-100K with histories thinned to 4, 8, 16, 32 and all items, and noise of all sizes. That items divide (and
+# not their root) was checked on synthetic data of 500, 2,000 and 6,000 items: gains end at .05, beyond .05 and at .03.
+_NOISE_RATIO_LIMIT: Final = 0.03
+# Term -> mixing weight at the two noise ratios, with and without a collaborative part; fitted on MovieLens-100K by the
+# private trainer itself at epsilon 3 and 40, where the noise ratios are these (last four training items of each user
+# held out, three noise draws).
+_WEAK_RATIO, _STRONG_RATIO = 0.03, 0.0038
 _MIXING: Final[Mapping[str, tuple[float, float]]] = {
-    "collaborative": (1.85, 2.08),
-    "content": (2.19, 1.62),
-    "popularity-root": (0.28, 0.42),
-    "popularity-log": (0.79, 0.70),
-    "length-log": (0.15, 0.19),
-    "taste-log": (0.26, 0.30),
+    "collaborative": (2.04, 2.35),
+    "content": (2.07, 1.27),
+    "popularity-root": (0.0, 0.0),
+    "popularity-log": (1.12, 1.40),
+    "length-log": (0.11, 0.17),
+    "taste-log": (0.29, 0.46),
+}
+_FLOOR_MIXING: Final[Mapping[str, tuple[float, float]]] = {
+    "content": (3.32, 3.13),
+    "popularity-root": (0.0, 0.0),
+    "popularity-log": (1.28, 1.60),
+    "length-log": (0.10, 0.14),
+    "taste-log": (0.37, 0.61),
 }
 
-OVERRIDES: Final = frozenset({"dimensions", "content_dimensions", "rounds", "clip", "popularity_power", "counts_share"})
-"""What a job may set itself; anything else follows from epsilon. Mixing weights: "mix-" and the name of a term."""
+MIX_PREFIX: Final = "mix-"
+_NOISE_RATIO_OVERRIDE: Final = "noise_ratio_limit"
+OVERRIDES: Final = frozenset(
+    {
+        "dimensions",
+        "content_dimensions",
+        "rounds",
+        "clip",
+        "popularity_power",
+        "counts_share",
+        _NOISE_RATIO_OVERRIDE,
+    }
+)
+"""What a job may set itself; anything else follows from epsilon. A mixing weight: "mix-" and the name of a term sets it
+at every noise ratio. `noise_ratio_limit`: 0 for no collaborative part, 1e9 for one in any case."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +132,11 @@ def settings(epsilon: float, items: int, features: int) -> Settings:
     return Settings(dimensions, content, rounds, _CLIP, _POPULARITY_POWER, counts_share)
 
 
-def mixing_weights(epsilon: float) -> dict[str, float]:
-    """The weight of each term of the score (`veil.recsys.postprocess.factor_terms`) at a budget."""
-    low, high = _MIXING_EPSILONS
-    return {name: _interpolated(epsilon, [(low, at), (high, to)]) for name, (at, to) in _MIXING.items()}
+def default_options(given: Mapping[str, float], limit: float) -> dict[str, float]:
+    """The trainer's options; `given` (term to weight) holds at every noise ratio."""
+    mixing = {name: (given[name],) * 2 if name in given else ends for name, ends in _MIXING.items()}
+    floor = {name: mixing[name] if name in given else _FLOOR_MIXING[name] for name in FLOOR_TERMS}
+    return {LIMIT: limit, WEAK: _WEAK_RATIO, STRONG: _STRONG_RATIO, **mixing_options(mixing, floor)}
 
 
 def plan_subspace(
@@ -119,24 +156,22 @@ def plan_subspace(
     """
     variance_factor(noise_source, parties)  # refuses an unknown source
     given = dict(overrides or {})
-    mixing = {
-        **mixing_weights(epsilon),
-        **{k.removeprefix(MIX_PREFIX): v for k, v in given.items() if k.startswith(MIX_PREFIX)},
-    }
-    unknown = sorted(
-        {k for k in given if not k.startswith(MIX_PREFIX)} - OVERRIDES | set(mixing) - set(postprocess.TERMS)
-    )
+    mixing = {k.removeprefix(MIX_PREFIX): v for k, v in given.items() if k.startswith(MIX_PREFIX)}
+    unknown = sorted({k for k in given if not k.startswith(MIX_PREFIX)} - OVERRIDES | set(mixing) - set(_MIXING))
     if unknown:
         raise ConfigError(
             f"got unknown settings {', '.join(unknown)}, expected some of {', '.join(sorted(OVERRIDES))} or mix-<term>"
         )
+    limit = float(given.get(_NOISE_RATIO_OVERRIDE, _NOISE_RATIO_LIMIT))
+    if not (math.isfinite(limit) and limit >= 0):
+        raise ConfigError(f"got {_NOISE_RATIO_OVERRIDE} {limit}, expected a number of at least 0")
     chosen = _overridden(settings(epsilon, items, features), given)
     fractions = chosen.fractions
-    sensitivities = [count_sensitivity(), *[round_sensitivity(chosen.clip)] * chosen.rounds]
+    sensitivities = [counts_sensitivity(), *[round_sensitivity(chosen.clip)] * chosen.rounds]
     releases = tuple(
         Release(
             name=COUNTS if number == 0 else f"round-{number}",
-            shape=(items,) if number == 0 else (items, chosen.dimensions),
+            shape=(items + 1,) if number == 0 else (items, chosen.dimensions),
             sensitivity=sensitivity,
             sigma=sigma_steps(multiplier, sensitivity),
         )
@@ -153,7 +188,7 @@ def plan_subspace(
         rounds=chosen.rounds,
         clip=chosen.clip,
         popularity_power=chosen.popularity_power,
-        options={MIX_PREFIX + name: float(weight) for name, weight in mixing.items()},
+        options=default_options(mixing, limit),
     )
     return trainer, releases
 

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from veil.errors import ConfigError, InputError, StateError
 from veil.jobs import spec as jobs
@@ -149,22 +147,13 @@ def test_sensitivity_holds_under_a_hostile_state(dataset: Dataset, catalogue: Ca
         assert sum(int(entry) ** 2 for entry in added.ravel()) <= bound**2
 
 
-@given(length=st.integers(1, 250))
-@settings(max_examples=40, deadline=None)
-def test_counts_norm_is_exact_for_any_length(length: int) -> None:
-    added = algorithm_module._count_sum(single(np.arange(length), 250))
-    squared = sum(int(entry) ** 2 for entry in added)
-    assert squared <= 2**40
-    assert squared > 2**40 * 0.999
-    assert len({int(entry) for entry in added[:length]}) == 1
-
-
 def test_counts_are_the_normalised_sum(dataset: Dataset, catalogue: Catalogue) -> None:
     algorithm = SubspaceAlgorithm(make_spec(catalogue), catalogue)
-    total = algorithm.contribution("counts", PartyRows(dataset.train), {}) / 2.0**20
+    *total, users = algorithm.contribution("counts", PartyRows(dataset.train), {}) / 2.0**20
     rows = dataset.train.dense(slice(None)).astype(np.float64)
     expected = (rows / np.sqrt(rows.sum(axis=1, keepdims=True))).sum(axis=0)
     np.testing.assert_allclose(total, expected, atol=dataset.train.users * 2.0**-20)
+    assert users == dataset.train.users / 8
 
 
 def test_round_is_the_clipped_outer_sum(dataset: Dataset, catalogue: Catalogue) -> None:

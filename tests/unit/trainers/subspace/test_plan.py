@@ -10,7 +10,9 @@ from veil.errors import ConfigError
 from veil.privacy.accountant import epsilon as accounted
 from veil.recsys import postprocess
 from veil.trainers.subspace import plan
-from veil.trainers.subspace.algorithm import count_sensitivity, round_sensitivity
+from veil.trainers.subspace.algorithm import round_sensitivity
+from veil.trainers.subspace.counts import counts_sensitivity
+from veil.trainers.subspace.options import LIMIT, OPTIONS, mixing_at
 from veil.trainers.subspace.plan import plan_subspace
 
 
@@ -35,9 +37,9 @@ def test_a_plan_costs_what_it_may_and_no_less(epsilon: float, features: int) -> 
 
 def test_sensitivities_are_the_mechanisms() -> None:
     trainer, releases = planned(10.0)
-    assert [release.sensitivity for release in releases] == [count_sensitivity(), *[round_sensitivity(0.2)] * 2]
-    assert [release.shape for release in releases] == [(3706,), (3706, 48), (3706, 48)]
-    assert (count_sensitivity(), round_sensitivity(0.2)) == (2**20, 2**16 * 13107)
+    assert [release.sensitivity for release in releases] == [counts_sensitivity(), *[round_sensitivity(0.2)] * 2]
+    assert [release.shape for release in releases] == [(3707,), (3706, 48), (3706, 48)]
+    assert (counts_sensitivity(), round_sensitivity(0.2)) == (1_056_737, 2**16 * 13107)
     assert trainer.clip == 0.2
 
 
@@ -52,13 +54,26 @@ def test_defaults_at_the_anchors() -> None:
     assert plan.settings(5.0**0.5, 3706, 193).counts_share == pytest.approx(0.31)
 
 
-def test_mixing_weights_are_those_of_all_terms() -> None:
-    for epsilon in (0.5, 2.0, 100.0):
-        assert set(plan.mixing_weights(epsilon)) == set(postprocess.TERMS)
+def test_options_are_all_of_them() -> None:
     trainer, _ = planned(3.0)
-    assert set(trainer.options) == {f"mix-{name}" for name in postprocess.TERMS}
+    assert set(trainer.options) == OPTIONS
     trainer, _ = planned(3.0, **{"mix-content": 0.5})
-    assert trainer.options["mix-content"] == 0.5
+    content = {value for name, value in trainer.options.items() if name.endswith("-content")}
+    assert content == {0.5}
+    assert planned(3.0, noise_ratio_limit=0.0)[0].options[LIMIT] == 0.0
+
+
+def test_mixing_follows_the_noise_ratio() -> None:
+    options = planned(3.0)[0].options
+    weak, strong = options["noise-ratio-weak"], options["noise-ratio-strong"]
+    for collaborative, prefix in ((True, "mix-"), (False, "mix-floor-")):
+        assert mixing_at(options, 10 * weak, collaborative=collaborative)["content"] == options[f"{prefix}weak-content"]
+        found = mixing_at(options, strong / 10, collaborative=collaborative)
+        assert found["content"] == options[f"{prefix}strong-content"]
+        assert set(found) == set(postprocess.TERMS) - (set() if collaborative else {"collaborative"})
+        between = mixing_at(options, (weak * strong) ** 0.5, collaborative=collaborative)
+        ends = (options[f"{prefix}weak-taste-log"] + options[f"{prefix}strong-taste-log"]) / 2
+        assert between["taste-log"] == pytest.approx(ends)
 
 
 @given(epsilon=st.floats(0.05, 100), items=st.integers(3, 10_000), features=st.integers(0, 600))
@@ -101,6 +116,8 @@ def test_who_draws_does_not_change_one_draw() -> None:
         ({"dimensions": 100, "content_dimensions": 100}, "at most 128"),
         ({"dimensions": float("nan")}, "whole number"),
         ({"clip": float("nan")}, "clip"),
+        ({"noise_ratio_limit": -1.0}, "noise_ratio_limit"),
+        ({"noise_ratio_limit": float("inf")}, "noise_ratio_limit"),
     ],
 )
 def test_bad_overrides_are_refused(overrides: dict[str, float], says: str) -> None:
