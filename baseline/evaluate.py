@@ -26,16 +26,18 @@ from veil.jobs import spec as jobs
 from veil.jobs.request import CatalogueFacts, CatalogueSection, JobRequest, PrivacySection, TrainerSection
 from veil.jobs.spec import JobSpec, Noise, Privacy, Release
 from veil.privacy import noise_of
-from veil.privacy.mechanism import variance_factor
 from veil.privacy.noise import keyed_source
+from veil.privacy.sources import draws, party_release
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.dataset import Dataset
 from veil.recsys.metrics import Metrics, evaluate
 from veil.recsys.model import Model
 from veil.recsys.splits import leave_one_out, sample_negatives
 from veil.trainers import registry
+from veil.trainers.als.algorithm import AlsAlgorithm
+from veil.trainers.linear import LinearAlgorithm, central_trained
 from veil.trainers.registry import central_run
-from veil.trainers.subspace.algorithm import central_trained
+from veil.trainers.subspace.algorithm import SubspaceAlgorithm
 
 Int64 = npt.NDArray[np.int64]
 NoiseSource = Literal["dealer", "parties"]
@@ -88,6 +90,7 @@ def simulation_spec(
     delta: float,
     noise_source: NoiseSource = "dealer",
     parties: int = 3,
+    colluding: int | None = None,
     trainer: LinearTrainer = "subspace",
     overrides: dict[str, float] | None = None,
 ) -> JobSpec:
@@ -97,7 +100,7 @@ def simulation_spec(
         name="simulation",
         parties=tuple(f"party-{number}" for number in range(parties)),
         catalogue=CatalogueSection(path=Path("catalogue")),  # not read: its facts are at hand
-        privacy=PrivacySection(epsilon=epsilon, delta=delta, noise=noise_source),
+        privacy=PrivacySection(epsilon=epsilon, delta=delta, noise=noise_source, colluding=colluding),
         trainer=TrainerSection(kind=trainer, overrides=dict(overrides or {})),
     )
     planned, releases = registry.plan(request, facts)
@@ -108,7 +111,7 @@ def simulation_spec(
         parties=request.parties,
         dealer="dealer",
         catalogue=jobs.Catalogue(digest=facts.digest, items=facts.items, features=facts.features),
-        privacy=Privacy(epsilon=epsilon, delta=delta, noise=Noise(source=noise_source)),
+        privacy=Privacy(epsilon=epsilon, delta=delta, noise=Noise(source=noise_source, colluding=colluding)),
         trainer=planned,
         releases=releases,
         versions={},
@@ -118,10 +121,12 @@ def simulation_spec(
 def simulated_noise(spec: JobSpec, release: Release, seed: int) -> Int64:
     """What lies on an opened total: one draw for the source "dealer", one a party for "parties"; reproducible."""
     key = seed.to_bytes(32, "big")
+    noise, parties = spec.privacy.noise, len(spec.parties)
+    one = release if noise.source == "dealer" else party_release(release, noise, parties)
     total = np.zeros(release.shape, np.int64)
-    for draw in range(variance_factor(spec.privacy.noise.source, len(spec.parties))):
+    for draw in range(draws(noise, parties)):
         source = keyed_source(key, b"%s/%s/%d" % (_SIMULATION_DOMAIN, release.name.encode(), draw))
-        total += noise_of.draw(release, source)
+        total += noise_of.draw(one, source)
     return total
 
 
@@ -134,6 +139,7 @@ def private_metrics(
     seeds: Sequence[int],
     noise_source: NoiseSource = "dealer",
     parties: int = 3,
+    colluding: int | None = None,
     trainer: LinearTrainer = "subspace",
     overrides: dict[str, float] | None = None,
 ) -> Row:
@@ -146,6 +152,7 @@ def private_metrics(
         delta=delta,
         noise_source=noise_source,
         parties=parties,
+        colluding=colluding,
         trainer=trainer,
         overrides=overrides,
     )
@@ -160,19 +167,35 @@ def private_metrics(
 
 
 def fit_private_mixing(
-    dataset: Dataset, catalogue: Catalogue, *, epsilon: float, delta: float, seeds: Sequence[int]
+    dataset: Dataset,
+    catalogue: Catalogue,
+    *,
+    epsilon: float,
+    delta: float,
+    seeds: Sequence[int],
+    trainer: LinearTrainer = "subspace",
+    overrides: dict[str, float] | None = None,
+    latest: int = 1,
+    without: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Mixing weights for the private model with one round, fitted on the latest training item of each user.
+    """Mixing weights for the private model, fitted on the latest training items of each user.
 
-    Looks at held-out items in the clear: for public data sets. The constants in `veil.trainers.subspace.plan` are its
-    results on MovieLens-100K (features of MiniLM, phrasing "generic") for epsilon 3 and 10, delta 1e-5, seeds 1 to 3,
-    rounded. The test item stays unused.
+    Looks at held-out items in the clear: for public data sets. The constants in `veil.trainers.subspace.plan` and
+    `veil.trainers.als.plan` are its results on MovieLens-100K; what with is said there. The test item stays unused.
+
+    latest: how many items of each user are held out, all of them at once; users with few items keep at least one.
+    without: terms whose weight is 0.
     """
-    held = leave_one_out(dataset.train, order="random" if dataset.train.time is None else "latest")
-    users = np.flatnonzero(held.test_items >= 0)
-    part, test_items = held.train.rows(users), held.test_items[users]
-    negatives = sample_negatives(part, test_items)
-    spec = simulation_spec(catalogue, epsilon=epsilon, delta=delta, overrides={"rounds": 1})
+    held, order = dataset.train, "random" if dataset.train.time is None else "latest"
+    targets = []
+    for number in range(latest):
+        split = leave_one_out(held, order=order, seed=number)  # type: ignore[arg-type]
+        held = split.train
+        targets.append(split.test_items)
+    spec = simulation_spec(catalogue, epsilon=epsilon, delta=delta, trainer=trainer, overrides=overrides)
+    algorithm: LinearAlgorithm = (
+        AlsAlgorithm(spec, catalogue) if trainer == "als" else SubspaceAlgorithm(spec, catalogue)
+    )
     names: list[str] = []
     problems = []
     for seed in seeds:
@@ -180,10 +203,14 @@ def fit_private_mixing(
         def noise(release: Release, seed: int = seed) -> Int64:
             return simulated_noise(spec, release, seed)
 
-        trained = central_trained(spec, catalogue, held.train, noise)
-        names, problem = mixing.columns(trained, part, test_items, negatives)
-        problems.append(problem)
-    return mixing.fit(names, problems)
+        trained = central_trained(algorithm, spec, held, noise)
+        for number, test_items in enumerate(targets):
+            users = np.flatnonzero(test_items >= 0)
+            part = held.rows(users)
+            negatives = sample_negatives(dataset.train.rows(users), test_items[users], seed=number)
+            names, problem = mixing.columns(trained, part, test_items[users], negatives)
+            problems.append(problem[:, :, [name not in without for name in names]])
+    return mixing.fit([name for name in names if name not in without], problems) | dict.fromkeys(without, 0.0)
 
 
 def private_comparison(
