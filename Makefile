@@ -10,13 +10,14 @@ STAMP   := $(VENV)/.installed
 OUT     ?= out/demo
 EPSILON ?= 3
 DATA    ?= synthetic
+BENCH_DATA ?= ../shared/data
 PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
 CODE    := veil party coordinator dealer he_inference baseline cli tests examples
 
-.PHONY: help setup demo test check bench protos certs format clean
+.PHONY: help setup demo test check bench bench-privacy protos certs format clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make the environment in .venv (Python 3.11+, a package index)
 
@@ -47,6 +48,10 @@ protos: setup ## Regenerate veil/wire/v1 from protos/
 
 bench: setup ## Timings as ratios measured side by side; tables and JSON in out/bench
 	$(BIN)/veil bench all --out out/bench
+
+bench-privacy: setup ## What a budget buys, on the real data sets in BENCH_DATA; tables and JSON in out/bench-privacy
+	$(BIN)/veil bench privacy-all --data "$(BENCH_DATA)" --out out/bench-privacy
+	$(BIN)/veil audit --data "ml-1m:$(BENCH_DATA)/ml-1m" --epsilon 3 --out out/bench-privacy/audit
 
 certs: setup ## A consortium of three parties for a trial on one machine, in out/certs
 	$(BIN)/veil certs init --dir out/certs --consortium trial --parties alpha,beta,gamma

@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.bench_privacy import privacy, privacy_all
 from cli.bench_score import measure, score
 
 app = typer.Typer(no_args_is_help=True, help="Timings as ratios, measured side by side in one run.")
 app.command()(score)
+app.command()(privacy)
+app.command(name="privacy-all")(privacy_all)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 

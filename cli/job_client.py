@@ -71,7 +71,8 @@ def plan_job(file: Path, consortium: str) -> JobSpec:
     )
     spec = request.resolve(wish, consortium=consortium, catalogue=facts, planner=plan)
     # What every party would refuse is refused here, with the same words.
-    check_job(spec, catalogue)
+    module, source = wish.trainer.module, wish.trainer.module_file
+    check_job(spec, catalogue, modules={module: source} if module and source else {})
     return spec
 
 

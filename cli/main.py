@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "dealer": ("cli.programs", "dealer", "Run the dealer of correlated randomness."),
     "party": ("cli.party", "app", "A data owner's daemon: start, check the data, status, approve or refuse jobs."),
     "job": ("cli.job", "app", "Training jobs: submit, watch, list, show, cancel."),
+    "query": ("cli.query", "app", "Aggregate questions over all parties' users: plan, ask, show the answers."),
     "privacy": ("cli.privacy", "app", "What a budget buys, and what a party has spent."),
     "serve": ("cli.serve", "serve", "Serve a published model to clients that send encrypted vectors."),
     "recommend": ("cli.recommend", "recommend", "Ask a server for recommendations without showing it the history."),
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
         "app",
         "The same model in plaintext on all the data: what privacy is measured against.",
     ),
+    "audit": ("cli.audit", "audit", "Attack the private trainer on data that you hold; exit 1 if it breaks its claim."),
     "bench": ("cli.bench", "app", "Timings as ratios, measured side by side in one run."),
 }
 

@@ -48,26 +48,51 @@ def start(config: Config) -> None:
 
 
 @app.command()
-def check(config: Config) -> None:
-    """Read the rows as the daemon would, report what is wrong with them, and send nothing.
+def check(
+    config: Config,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write what de-identification changed here: counts, as .json or .md."),
+    ] = None,
+) -> None:
+    """Read the rows as the daemon would, report what is wrong with them and what was changed, and send nothing.
 
-    Example: veil party check --config deploy/party.toml
+    Example: veil party check --config deploy/party.toml --report report.md
     """
     from party import store
     from party.config import load
+    from veil.errors import ConfigError
+    from veil.files import write_atomic
     from veil.identity.credentials import Credentials
     from veil.recsys.catalogue import Catalogue
 
+    if report is not None and report.suffix not in (".json", ".md"):
+        raise ConfigError(f"got {report.name}, expected a name that ends in .json or .md")
     settings = load(config)
     identity = Credentials.load(settings.credentials).identity
     catalogue = Catalogue.load(settings.catalogue)
-    report = store.prepare(settings.data, catalogue, settings.state).report
+    prepared = store.prepare(settings, catalogue)
     print(f"identity   {identity}")
     print(f"catalogue  {catalogue.items} items, {catalogue.digest}")
-    print(
-        f"rows       {report.rows_read} read, {report.rows_kept} kept, {report.rows_bad} bad, "
-        f"{report.rows_duplicate} repeated, {report.rows_unknown_item} of items that the catalogue does not have"
-    )
+    if prepared.interactions is not None:
+        rows = prepared.interactions
+        print(
+            f"rows       {rows.rows_read} read, {rows.rows_kept} kept, {rows.rows_bad} bad, "
+            f"{rows.rows_duplicate} repeated, {rows.rows_unknown_item} of items that the catalogue does not have"
+        )
+    if prepared.texts is not None:
+        texts = prepared.texts
+        print(
+            f"texts      {texts.rows_read} read, {texts.rows_kept} kept, {texts.rows_bad} bad, "
+            f"{texts.rows_unlabelled} without a public label, {texts.labels_dropped} other labels left out"
+        )
+    print()
+    for line in prepared.deidentification.lines():
+        print(line)
+    if report is not None:
+        found = prepared.deidentification
+        text = found.json() if report.suffix == ".json" else found.markdown()
+        write_atomic(report, text.encode(), mode=0o600)  # exact counts of people: for the party's own staff
 
 
 @app.command()
