@@ -41,6 +41,7 @@ def demo(
     parties: Annotated[int, typer.Option(min=2, max=len(_NAMES), help="How many organisations share the users.")] = 3,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of the training, per user, at delta 1e-5.")] = 3.0,
     noise: Annotated[str, typer.Option(help="Who draws the noise: dealer or parties.")] = "dealer",
+    trainer: Annotated[str, typer.Option(help="Which trainer: subspace or als.")] = "subspace",
     encoder: Annotated[
         str, typer.Option(help="Text encoder of item titles: minilm, or none for categories alone.")
     ] = "minilm",
@@ -59,12 +60,14 @@ def demo(
         raise ConfigError(f"got epsilon {epsilon:g}, expected above 0 and at most {_MOST_EPSILON}")
     if noise not in ("dealer", "parties"):
         raise ConfigError(f"got noise {noise!r}, expected dealer or parties")
+    if trainer not in ("subspace", "als"):
+        raise ConfigError(f"got trainer {trainer!r}, expected subspace or als")
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="veil-demo-") as folder:
         root = Path(folder)
         try:
-            result = _run(_Plan(data, parties, epsilon, noise, encoder), root)
+            result = _run(_Plan(data, parties, epsilon, noise, encoder, trainer), root)
             _publish(root, out, ("model", "certs"))
         finally:
             if keep:
@@ -72,6 +75,8 @@ def demo(
     # The folder is this machine's business, not the report's.
     shown = f"{data.split(':')[0]}:FOLDER" if ":" in data else data
     result["command"] = f"veil demo --data {shown} --parties {parties} --epsilon {epsilon:g} --noise {noise}"
+    if trainer != "subspace":
+        result["command"] += f" --trainer {trainer}"
     result["seconds"] = round(time.monotonic() - started, 1)
     report.write(result, out)
     _summary(result, out)
@@ -84,6 +89,7 @@ class _Plan:
     epsilon: float
     noise: str
     encoder: str
+    trainer: str
 
 
 def _run(plan: _Plan, root: Path) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _run(plan: _Plan, root: Path) -> dict[str, Any]:
     parts = split_over(dataset, plan.parties)
     with LocalConsortium(root, names) as consortium:
         _step("programs: coordinator, dealer, parties", lambda: start_programs(consortium, parts, catalogue, root))
-        spec, job_id, train = run_job(consortium, root, plan.epsilon, plan.noise, _console)
+        spec, job_id, train = run_job(consortium, root, plan.epsilon, plan.noise, _console, plan.trainer)
         authority_pem = Credentials.load(consortium.credentials(Role.OPERATOR)).authority_pem
         model_folder = root / f"party-{names[0]}" / "models" / job_id
         (root / "model").symlink_to(model_folder)

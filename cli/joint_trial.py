@@ -44,13 +44,13 @@ def start_programs(consortium: LocalConsortium, parts: list[Part], catalogue: Ca
 
 
 def run_job(
-    consortium: LocalConsortium, root: Path, epsilon: float, noise: str, console: Console
+    consortium: LocalConsortium, root: Path, epsilon: float, noise: str, console: Console, trainer: str = "subspace"
 ) -> tuple[JobSpec, str, dict[str, Any]]:
     """Submits a job, shows its progress, and returns its text, its identifier and the report's `train` part."""
     job_file = root / "job.toml"
     job_file.write_text(
         f'name = "trial"\nparties = {list(consortium.parties)}\ndealer = "main"\n[catalogue]\npath = "catalogue"\n'
-        f'[privacy]\nepsilon = {epsilon}\ndelta = {DELTA}\nnoise = "{noise}"\n[trainer]\nkind = "subspace"\n'
+        f'[privacy]\nepsilon = {epsilon}\ndelta = {DELTA}\nnoise = "{noise}"\n[trainer]\nkind = "{trainer}"\n'
     )
     credentials = Credentials.load(consortium.credentials(Role.OPERATOR))
     desk = job_client.Desk(consortium.address("coordinator"), credentials)

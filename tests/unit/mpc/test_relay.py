@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,8 @@ class Site:
         mesh, *self.others = loopback(3)
         self.mesh: LoopbackTransport = mesh
         inside, self.outside = socket.socketpair()
-        self.gone: list[bool] = []
-        self.hub = RelayHub(self.outside, mesh, handle, correct, on_worker_gone=lambda: self.gone.append(True))
+        self.gone = threading.Event()
+        self.hub = RelayHub(self.outside, mesh, handle, correct, on_worker_gone=self.gone.set)
         self.hub.start()
         self.worker = RelayTransport(inside, 0, 3)
 
@@ -117,7 +118,7 @@ def test_silence_of_a_peer_times_out(site: Site) -> None:
 def test_the_death_of_the_worker_is_noticed_by_daemon_and_peers() -> None:
     site = Site()
     site.worker.close()  # what the kernel does for a process that dies
-    assert site.hub.wait(5) and site.gone == [True]
+    assert site.hub.wait(5) and site.gone.wait(5)
     with pytest.raises(PeerLost):
         site.others[0].recv(0, 5)
 
