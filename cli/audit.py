@@ -147,7 +147,7 @@ def _show(report: AuditReport, name: str, seconds: float, console: Console) -> N
             broken.add_column(heading)
         for control in report.controls:
             counts = Counter(finding.check for finding in control.failed)
-            broken.add_row(control.title, ", ".join(counts) if counts else "NOT CAUGHT")
+            broken.add_row(control.title, ", ".join(counts) if control.caught else "NOT CAUGHT")
         console.print(broken)
     for finding in report.failed[:_SHOWN_FAILURES]:
         low, high = finding.limits

@@ -208,8 +208,9 @@ def ranked(answer: Answer, top: int) -> list[int]:
 
 
 def label(answer: Answer, place: int) -> str:
-    """Name of a group for people."""
-    return f"{answer.groups[place]}  {answer.titles[place]}" if answer.titles else answer.groups[place]
+    """Name of a group for people; what would steer a terminal is replaced."""
+    name = f"{answer.groups[place]}  {answer.titles[place]}" if answer.titles else answer.groups[place]
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _answer_table(answer: Answer, top: int) -> object:

@@ -133,6 +133,7 @@ class Daemon:
             ledger=self.ledger,
             rules=self.config.approval,
             modules=self.config.modules,
+            users=self.config.users,
         )
 
     def _consider(self, job: job_pb2.Job) -> None:

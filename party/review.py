@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from party.config import Approval
+from party.config import Approval, Users
 from veil import __version__
 from veil.errors import ConfigError, PolicyError, StateError
 from veil.identity.names import Identity
-from veil.jobs.spec import JobSpec, digest, parse
+from veil.jobs.spec import JobSpec, QueryTrainer, digest, parse
 from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
 from veil.privacy.mechanism import check_headroom
 from veil.privacy.sources import colluding
+from veil.queries.question import from_text
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.registry import check_job
 
@@ -46,8 +47,12 @@ def review(
     ledger: Ledger,
     rules: Approval,
     modules: Mapping[str, Path] | None = None,
+    users: Users | None = None,
 ) -> Reviewed:
-    """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why."""
+    """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why.
+
+    `users`: how this party prepares attributes of its users; without it no question by attribute is signed.
+    """
     # (1) The text is canonical and its digest is the one that everybody else was shown.
     spec = parse(text)
     own_digest = digest(text)
@@ -79,6 +84,7 @@ def review(
     # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity; a module is one
     # that this party lists, by digest.
     check_job(spec, catalogue, modules=modules)
+    _check_attributes(spec, users)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,
@@ -100,6 +106,30 @@ def review(
         raise StateError("got a job that has run here before, expected a new one", hint="submit it anew")
     ledger.check(spec.releases)
     return Reviewed(spec, own_digest, epsilon)
+
+
+def _check_attributes(spec: JobSpec, users: Users | None) -> None:
+    # The sensitivity of a question says what one user's rows change. That holds for an attribute that is a function of
+    # the user's own row. Hiding or coarsening small classes is not: where one user leaves a class of k, all others of
+    # it are hidden, and the answer moves by k. With "stop" the values are never changed: the file is refused.
+    if not isinstance(spec.trainer, QueryTrainer):
+        return
+    rules = {} if users is None else {rule.name: rule for rule in users.attribute if not rule.dropped}
+    for question in map(from_text, spec.trainer.questions):
+        if question.attribute is None:
+            continue
+        rule = rules.get(question.attribute)
+        if users is None or rule is None:
+            raise PolicyError(
+                f"got question {question.name} by attribute {question.attribute!r}, expected one that this party keeps",
+                hint="[[users.attribute]] in the party's config",
+            )
+        if rule.role == "quasi-identifier" and users.anonymity.small_classes != "stop":
+            raise PolicyError(
+                f"got question {question.name} by attribute {question.attribute!r}, which is hidden or coarsened by "
+                "what other users have, expected an attribute that depends on the user's own row only",
+                hint='ask by a sensitive or insensitive attribute, or have every party set small_classes = "stop"',
+            )
 
 
 def _check_rules(spec: JobSpec, rules: Approval, largest_delta: float) -> None:

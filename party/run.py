@@ -112,6 +112,7 @@ class JobRun:
         try:
             self._verify_approvals()
             self._wait_for_predecessors()
+            self._check_first_run()
             self._take_part()
         except VeilError as error:
             self._failure = self._failure or error
@@ -135,6 +136,14 @@ class JobRun:
             if run.active:
                 raise StateError(f"{self._name} runs another job now, expected one at a time")
         self._predecessors = ()
+
+    def _check_first_run(self) -> None:
+        # Signed before the other run paid for anything, so `party.review` could not know: the coordinator showed one
+        # text as two jobs. Consent is for one run.
+        if any(entry.digest == self._digest for entry in self._ledger.entries()):
+            raise StateError(
+                "got a job that has run here under another name, expected a new one", hint="submit it anew"
+            )
 
     def _verify_approvals(self) -> None:
         by_party = {approval.party: approval for approval in self._approvals}

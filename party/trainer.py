@@ -1,7 +1,9 @@
 """The rounds of one job at one party: own sum, secure opening, public state, until the model stands.
 
 Guarantee: the only thing computed from rows that this module hands on is the integer sum given to `Rounds.open`; all
-else is a function of what has opened. Steps are numbered as in docs/protocol.md, "A round" and "Publishing".
+else is a function of what has opened. Where the public state is an exact function of the openings (`exact_state`, as
+for questions), every party works it out for itself and believes the lead in nothing. Steps are numbered as in
+docs/protocol.md, "A round" and "Publishing".
 """
 
 from __future__ import annotations
@@ -49,18 +51,34 @@ def train(
 ) -> PublicState:
     """Runs every release of the job and returns the last public state, the same at every party.
 
-    `finished` is told the name of each step when it is done.
+    `finished` is told the name of each step when it is done. Raises `ProtocolMismatch` that names the lead when its
+    state does not parse, or is not what opened here where that can be told.
     """
+    leads, exact = rounds.rank == _LEAD, bool(getattr(algorithm, "exact_state", False))
     state: PublicState = {}
     for step in algorithm.steps:
         release = spec.release(step)
         own = algorithm.contribution(step, rows, state)  # (1)
         opened = rounds.open(release, own)  # (2) to (5)
         del own
-        lead = _saved(algorithm.advance(step, opened, state)) if rounds.rank == _LEAD else None
-        state = _loaded(rounds.broadcast(lead), spec)  # (6)
+        advanced = algorithm.advance(step, opened, state) if leads or exact else {}
+        state = _loaded(rounds.broadcast(_saved(advanced) if leads else None), spec)  # (6)
+        if exact:
+            _check_same(step, state, advanced, spec)
         finished(step)
     return state
+
+
+def _check_same(step: str, given: PublicState, own: PublicState, spec: JobSpec) -> None:
+    fits = given.keys() == own.keys() and all(
+        given[name].dtype == array.dtype and np.array_equal(given[name], array) for name, array in own.items()
+    )
+    if not fits:
+        raise ProtocolMismatch(
+            f"got a public state after {step} that is not what opened here, expected the same at every party",
+            culprits=(spec.parties[_LEAD],),
+            hint="the lead states another total than it saw, or a party sent different shares to different parties",
+        )
 
 
 def _saved(state: PublicState) -> bytes:

@@ -167,7 +167,8 @@ def _control(
         plan.joint_significance,
         tick=lambda: tick("sabotage"),
     )
-    return Control(name, broken.title, [one for one in found if not one.passed], len(found), pooled)
+    failed = [one for one in found if not one.passed]
+    return Control(name, broken.title, failed, len(found), pooled, broken.shows_in)
 
 
 def _plots(records: list[RunRecord], drawers: int) -> dict[str, Any]:

@@ -55,8 +55,13 @@ def hostile_states(state: PublicState) -> list[PublicState]:
     """States that a lying lead might hand out: each array replaced by extremes, or left out, in turn."""
     out = []
     for name, array in state.items():
-        values = (0.0, 1.0, -1.0, 1e-30, 1e30) if array.dtype.kind == "f" else (0, 1, -1)
+        real = array.dtype.kind == "f"
+        values = (0.0, 1.0, -1.0, 1e-30, 1e30, np.nan, np.inf) if real else (0, 1, -1)
         out += [{**state, name: np.full_like(array, value)} for value in values]
+        for value in (1e-30, 1e30, np.nan) if real else ():
+            spike = array.copy()
+            spike.flat[0] = value
+            out.append({**state, name: spike})
         out.append({**state, name: -array})
         out.append({other: kept for other, kept in state.items() if other != name})
     return out

@@ -70,6 +70,10 @@ class AuditPlan:
             raise ConfigError(f"got confidence {self.confidence}, expected 0.5 or more and below 1")
         if self.sabotaged is not None:
             sabotage(self.sabotaged)
+            if self._is_the_claim(self.sabotaged):
+                raise ConfigError(
+                    f"got sabotage {self.sabotaged!r} with no colluding party, where it is the claim, expected another"
+                )
 
     @property
     def joint_significance(self) -> float:
@@ -84,24 +88,29 @@ class AuditPlan:
 
     @property
     def control_names(self) -> list[str]:
-        """The sabotaged mechanisms to audit beside the real one."""
-        return list(SABOTAGES) if self.controls else []
+        """The sabotaged mechanisms to audit beside the real one; none that the claim makes right."""
+        return [name for name in SABOTAGES if not self._is_the_claim(name)] if self.controls else []
+
+    def _is_the_claim(self, name: str) -> bool:
+        # Where nobody colludes, a share of one draw from each is what the job promises.
+        return name == "party-noise-split" and self.colluding == 0
 
 
 @dataclass(frozen=True)
 class Control:
-    """How a sabotaged mechanism fared: the findings that failed."""
+    """How a sabotaged mechanism fared: the findings that failed. shows_in: as in `Sabotage`."""
 
     name: str
     title: str
     failed: list[Finding]
     checks: int
     bounds: EpsilonBounds
+    shows_in: str
 
     @property
     def caught(self) -> bool:
-        """Whether any check failed."""
-        return bool(self.failed)
+        """Whether the check failed that is there to see it: another one may have failed for a reason of its own."""
+        return self.shows_in in self.caught_by
 
     @property
     def caught_by(self) -> list[str]:

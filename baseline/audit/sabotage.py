@@ -40,11 +40,15 @@ Claim = Callable[[NoiseSource], JobSpec]
 
 @dataclass(frozen=True)
 class Sabotage:
-    """One way to break the promise. `build(claim, catalogue, key)` makes the broken mechanism."""
+    """One way to break the promise. `build(claim, catalogue, key)` makes the broken mechanism.
+
+    `shows_in`: the kind of check that is there to see it. Another one that fails has not seen what was done.
+    """
 
     name: str
     title: str
     build: Callable[[Claim, Catalogue, bytes], Mechanism]
+    shows_in: str
 
 
 class Unclipped:
@@ -120,11 +124,13 @@ def _reused(claim: Claim, catalogue: Catalogue, key: bytes) -> Mechanism:
 
 
 _ALL: Final = (
-    Sabotage("noise-off", "noise switched off", _noise_off),
-    Sabotage("clipping-off", "clipping switched off", _clipping_off),
-    Sabotage("party-noise-missing", "one party's noise missing", _party_missing),
-    Sabotage("party-noise-split", "parties share out one draw instead of a full draw each", _party_split),
-    Sabotage("noise-reused", "one random position used for every release", _reused),
+    Sabotage("noise-off", "noise switched off", _noise_off, "noise spread"),
+    Sabotage("clipping-off", "clipping switched off", _clipping_off, "sensitivity"),
+    Sabotage("party-noise-missing", "one party's noise missing", _party_missing, "noise spread"),
+    Sabotage(
+        "party-noise-split", "parties share out one draw instead of a full draw each", _party_split, "noise spread"
+    ),
+    Sabotage("noise-reused", "one random position used for every release", _reused, "noise reuse"),
 )
 SABOTAGES: Final[Mapping[str, Sabotage]] = {one.name: one for one in _ALL}
 

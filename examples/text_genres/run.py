@@ -81,7 +81,8 @@ class Titles:
 
     def part(self, rows: npt.NDArray[np.int64]) -> LabelledTexts:
         """These rows, each a user of its own."""
-        return LabelledTexts(len(rows), np.arange(len(rows)), [self.texts[row] for row in rows], self.labels[rows])
+        texts = [self.texts[row] for row in rows]
+        return LabelledTexts(len(rows), np.arange(len(rows)), texts, self.labels[rows], names=self.names)
 
 
 def load_titles(data: str) -> Titles:

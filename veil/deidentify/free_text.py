@@ -16,10 +16,12 @@ Pattern = Literal["email", "url", "number"]
 
 # In this order, so that an address with a long number in it is one e-mail address and not a number.
 _PATTERNS: Mapping[Pattern, str] = {
-    "email": r"[\p{L}\p{N}._%+-]+@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+",
+    # U+FF20 is the at sign of full width, which input methods for Chinese and Japanese write.
+    "email": r"[\p{L}\p{N}._%+'&=~-]+[@\x{FF20}][\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+",
     "url": r"(?i)\b(?:https?://|www\.)\S+",
-    # Seven digits or more, perhaps in groups: telephone, account, card and customer numbers; not years.
-    "number": r"\+?\d(?:[ ()./-]{0,2}\d){6,}",
+    # Seven digits or more, perhaps in groups: telephone, account, card and customer numbers; not years. Groups are set
+    # apart by any space or dash there is: programs put in ones that do not break, people ones that look well.
+    "number": r"\+?\d(?:[\t\p{Zs}()./\p{Pd}\x{2212}]{0,2}\d){6,}",
 }
 
 

@@ -118,6 +118,14 @@ class Pipeline:
         names = [rule.name for rule in rules]
         if len(set(names)) != len(names) or len(names) > MAX_ATTRIBUTES:
             raise ConfigError(f"got {len(names)} attributes, expected at most {MAX_ATTRIBUTES} with distinct names")
+        role_of: dict[str, str] = {}
+        for rule in rules:
+            # A copy of a quasi-identifier under another role would pass by the classes, and tell them apart again.
+            if role_of.setdefault(rule.source_column, rule.role) != rule.role:
+                raise ConfigError(
+                    f"users.attribute {rule.name}: got column {rule.source_column!r} as {rule.role} and as"
+                    f" {role_of[rule.source_column]}, expected one role for all that is made of it"
+                )
         self.rules = tuple(rules)
         self._anonymity = anonymity
         self._plans = [_plan(rule, key) for rule in rules if not rule.dropped]

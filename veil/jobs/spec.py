@@ -270,15 +270,26 @@ def parse(text: str) -> JobSpec:
     return spec
 
 
+_MOST_DESCRIBED = 20
 _PLAIN = {"missing": "got nothing, expected a value", "extra_forbidden": "got a key that is not known here"}
 
 
 def describe(error: ValidationError) -> str:
-    """One line for each wrong field, without echoing values longer than 60 characters."""
+    """What is wrong with each field, on one line: 20 fields at most, names and values cut to 60 characters.
+
+    Names of keys may come from outside as well: what does not print is replaced, so that no log line can be forged.
+    """
     lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "document"
+    found = error.errors(include_url=False)
+    for item in found[:_MOST_DESCRIBED]:
+        where = _plain(".".join(str(part)[:60] for part in item["loc"])) or "document"
         got = re.sub(r"\s+", " ", repr(item.get("input")))[:60]
         # What pydantic gives as the input of a missing key is its whole section.
         lines.append(f"{where}: " + _PLAIN.get(item["type"], f"{item['msg']} (got {got})"))
-    return "; ".join(lines)
+    if len(found) > _MOST_DESCRIBED:
+        lines.append(f"and {len(found) - _MOST_DESCRIBED} more")
+    return _plain("; ".join(lines))
+
+
+def _plain(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

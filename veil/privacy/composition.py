@@ -39,6 +39,7 @@ from veil.privacy.gaussian import (
 from veil.privacy.loss_distribution import LEAST_SAMPLED_MULTIPLIER, MOST_GROUPS, Pure, Sampled
 
 MULTIPLIER_BITS: Final = 20  # of a sampled release's multiplier: equal ones on different grids become one group
+_LEAST_SAMPLING: Final = 2.0**-40  # less counts as this: nearer to 0, the distributions are no longer numbers
 _COARSER_BITS: Final = (MULTIPLIER_BITS, 8, 6, 5, 4, 3, 2, 1)  # where there are too many groups
 _EMPTY: Final[Mapping[tuple[float, float], int]] = MappingProxyType({})
 _EMPTY_PURE: Final[Mapping[Fraction, int]] = MappingProxyType({})
@@ -50,7 +51,8 @@ class Composition:
 
     Attributes:
         squared_mu: sum over the Gaussians on all users, in units of 2^-128, rounded up.
-        sampled: number of Gaussians by (noise multiplier, sampling); the multiplier is rounded down to 20 bits.
+        sampled: number of Gaussians by (noise multiplier, sampling); the multiplier is rounded down to 20 bits, and
+            sampling is at least 2^-40.
         pure: number of mechanisms by their exact epsilon.
     """
 
@@ -68,7 +70,7 @@ class Composition:
                     pure[cost] = pure.get(cost, 0) + times
                 case "rounded-gaussian" if release.sampling < 1:
                     ratio = math.nextafter(float(Fraction(release.sigma, release.sensitivity)), 0.0)
-                    key = (rounded(ratio, MULTIPLIER_BITS, up=False), release.sampling)
+                    key = _kind(ratio, release.sampling)
                     sampled[key] = sampled.get(key, 0) + times
                 case "rounded-gaussian":
                     total += times * squared_mu(release)
@@ -81,7 +83,7 @@ class Composition:
         if sampling == 1:
             total = self.squared_mu + count * squared_mu_of_multiplier(multiplier)
             return Composition(total, self.sampled, self.pure)
-        key = (rounded(multiplier, MULTIPLIER_BITS, up=False), sampling)
+        key = _kind(multiplier, sampling)
         return Composition(self.squared_mu, {**self.sampled, key: self.sampled.get(key, 0) + count}, self.pure)
 
     @property
@@ -104,6 +106,10 @@ class Composition:
         check_delta(delta)
         # In a fixed order: parties compare what comes out, and floating-point sums depend on it.
         return _composed(self.squared_mu, tuple(sorted(self.sampled.items())), tuple(sorted(self.pure.items())), delta)
+
+
+def _kind(multiplier: float, sampling: float) -> tuple[float, float]:
+    return rounded(multiplier, MULTIPLIER_BITS, up=False), max(sampling, _LEAST_SAMPLING)
 
 
 def squared_mu(release: Release) -> int:

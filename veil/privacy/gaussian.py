@@ -26,6 +26,8 @@ LARGEST_DISTRIBUTION: Final = 200.0
 """Epsilon above which closed bounds take over from privacy loss distributions, which would no longer fit in memory."""
 _RELATIVE_SLACK: Final = 1e-9  # over the closed form's own floating-point error
 _DISCRETIZATION: Final = 1e-4  # of epsilon; the accountant's error falls with its square
+# Of mu, at least: an epsilon next to 0 would ask for billions of points. The error is below 1e-10 mu then.
+_LEAST_DISCRETIZATION: Final = 2.0**-16
 
 
 def squared_mu_of(sensitivity: int, sigma: int) -> int:
@@ -55,7 +57,8 @@ def epsilon_of_multiplier(multiplier: float, delta: float) -> float:
     # rounding does. Beyond the limit its distribution would no longer fit in memory, and the bound is tight anyway.
     if exact == 0.0 or exact > LARGEST_DISTRIBUTION:
         return exact
-    return max(exact, _accounted(multiplier, delta, exact * _DISCRETIZATION))
+    step = max(exact * _DISCRETIZATION, _LEAST_DISCRETIZATION / multiplier)
+    return max(exact, _accounted(multiplier, delta, step))
 
 
 def _accounted(multiplier: float, delta: float, discretization: float) -> float:

@@ -200,8 +200,9 @@ class Ledger:
         after = state.spent.plus(releases)
         if not after.exact:
             # Counting sampled releases takes a good part of a second, and a job makes a thousand of them. What is part
-            # of something that is known to cost at most the limit costs no more than that itself.
-            if any(known.allows(after, limit) for known in self._affordable):
+            # of something that is known to cost at most the limit costs no more than that itself. A copy, as another
+            # thread may be adding to it: `check` holds no lock while it counts.
+            if any(known.allows(after, limit) for known in tuple(self._affordable)):
                 return
             if len(releases) == 1:
                 more = max(_LEAST_AHEAD, len(state.entries) // 16)

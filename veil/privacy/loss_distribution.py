@@ -91,7 +91,10 @@ def _span(one: Sampled, cut: float) -> float:
     mu, tail = 1.0 / one.multiplier, -float(special.ndtri(cut))
     # log(1 + q (e^x - 1)) <= min(x, q e^x), x the loss without sampling
     largest = mu * tail + 0.5 * mu * mu
-    return min(largest, one.sampling * math.exp(largest)) + min(largest, -math.log1p(-min(one.sampling, 1 - 1e-15)))
+    # and no more than `largest` in any case; e^700 is the last power that fits. Coarse groups may get there.
+    return min(largest, one.sampling * math.exp(min(largest, 700.0))) + min(
+        largest, -math.log1p(-min(one.sampling, 1 - 1e-15))
+    )
 
 
 def _on_grid(gaussians: Sequence[Sampled], pure: Sequence[Pure], delta: float, cut: float, step: float) -> float:

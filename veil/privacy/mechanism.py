@@ -79,7 +79,8 @@ def to_grid(rows: npt.NDArray[np.float64], norm: float, bits: int) -> npt.NDArra
     on another user. Raises `DataError` with the positions (never the values) of rows that hold NaN or infinity.
     """
     bound = vector_sensitivity(norm, bits)
-    values = np.asarray(rows, dtype=np.float64)
+    # Row-major, so that a row is summed in one order whatever layout it comes in.
+    values = np.ascontiguousarray(rows, dtype=np.float64)
     if values.ndim != 2:
         raise InputError(f"got rows of shape {values.shape}, expected two extents (users, columns)")
     out = np.empty(values.shape, dtype=np.int64)
@@ -99,7 +100,9 @@ def _clipped(block: npt.NDArray[np.float64], bound: int, bits: int) -> npt.NDArr
     largest = np.abs(block).max(axis=1, initial=0.0)
     # Dividing by the largest entry first keeps squares from overflowing or vanishing.
     unit = np.divide(block, largest[:, None], out=np.zeros_like(block), where=largest[:, None] > 0)
-    length = np.sqrt(np.einsum("ij,ij->i", unit, unit))
+    # Pairwise along each row. `einsum` would cut rows of more than 8,192 columns where its buffer ends, which depends
+    # on the rows before: a user's last bits would be other users' doing.
+    length = np.sqrt(np.square(unit).sum(axis=1))
     with np.errstate(over="ignore"):  # an overflow means "far above the bound", and the minimum drops it
         wanted = np.minimum(length * largest * 2.0**bits, float(bound))
     scale = np.divide(wanted, length, out=np.zeros_like(length), where=length > 0)

@@ -40,7 +40,11 @@ is then a uniformly random one among the successes.
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -184,7 +188,8 @@ class SelectionBudget:
     """What has been released about one user, in one file: `pay` before a release, and it refuses what is too much.
 
     Guarantee: when `pay` returns, the cost is on disk; the sum of all costs is at most `limit`. By composition the
-    user's releases are together `spent`-differentially private. One process at a time; the file holds one number.
+    user's releases are together `spent`-differentially private, whatever threads and processes pay at once: the folder
+    is locked meanwhile. The file holds one number. A file that is gone counts as nothing spent.
     """
 
     def __init__(self, path: Path, *, limit: float) -> None:
@@ -206,12 +211,26 @@ class SelectionBudget:
         # As written: 0.4 costs 400,000 millionths, although the double nearest to it is larger by 2e-17. A release
         # spends no more than that, since it rounds down to a multiple of 2^-20 of what it is given.
         cost = math.ceil(Fraction(repr(float(epsilon))) * 1_000_000)
-        total = self._spent_micro() + cost
-        if total > self._limit_micro:
-            raise BudgetError(
-                f"got epsilon {epsilon:g} on top of {self.spent:g}, expected at most {self._limit_micro / 1e6:g} in all"
-            )
-        write_atomic(self._path, b"%d\n" % total, mode=0o600)
+        with self._alone():
+            before = self._spent_micro()
+            if before + cost > self._limit_micro:
+                raise BudgetError(
+                    f"got epsilon {epsilon:g} on top of {before / 1e6:g},"
+                    f" expected at most {self._limit_micro / 1e6:g} in all"
+                )
+            write_atomic(self._path, b"%d\n" % (before + cost), mode=0o600)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # The file itself is replaced at each payment, so it is no place for a lock. Each opening of the folder is a
+        # lock of its own: threads exclude each other as processes do.
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _spent_micro(self) -> int:
         if not self._path.exists():

@@ -3,12 +3,17 @@
 Guarantee: that of `veil.queries.counting` for what a party contributes; `check_releases` insists that the job lists the
 true sensitivity of every question, in the norm of its mechanism, before anything is signed.
 
+The public state is the openings themselves, so every party checks what the lead states (`exact_state`,
+`party.trainer`): answers that all parties signed are the totals that opened at every one of them.
+
 The rows of a party are looked at once for each question, no question depends on the answer to another, and the answers
 are published as they opened: not rounded, and not cut off at 0, which would make them biased. Whoever reads them may do
 both (post-processing).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from veil.errors import ConfigError, InputError, StateError
 from veil.jobs.spec import JobSpec, QueryTrainer
@@ -23,6 +28,9 @@ from veil.trainers.seam import PublicState, check_releases
 
 class QueryAlgorithm:
     """The questions of one job. Raises `ConfigError` when questions, releases and catalogue do not fit together."""
+
+    exact_state: Final = True
+    """`advance` has no rounding: two parties that saw the same openings have equal states."""
 
     def __init__(self, spec: JobSpec, catalogue: Catalogue) -> None:
         if not isinstance(spec.trainer, QueryTrainer):

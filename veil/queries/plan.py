@@ -64,7 +64,7 @@ def _asked(document: Mapping[str, Any]) -> tuple[Question, Fraction]:
     rest = dict(document)
     share = rest.pop("share", 1)
     question = from_mapping(rest)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not (math.isfinite(share) and share > 0):
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
         raise ConfigError(f"question {question.name}: share: got {str(share)[:20]}, expected a positive number")
     size = len(question.text())
     if size > _LONGEST:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from veil.errors import ArtifactError, IdentityError
 from veil.identity.credentials import verify_signature
@@ -70,6 +70,14 @@ class JobManifest(_Frozen):
     noise_source: Literal["dealer", "parties"]
     releases: list[Release] = Field(min_length=1, max_length=MOST_RELEASES)
     versions: dict[str, str]
+
+    @field_validator("parties")
+    @classmethod
+    def _distinct_parties(cls, parties: list[str]) -> list[str]:
+        # A party that stands twice would make one signature do for two.
+        if len(set(parties)) != len(parties):
+            raise ValueError("got a party twice, expected each once")
+        return parties
 
     def signers(self) -> list[Identity]:
         """The identities of the parties that the manifest names."""

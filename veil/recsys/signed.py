@@ -76,7 +76,7 @@ def parse_manifest(raw: bytes) -> Manifest | OutcomeManifest:
     except (ValueError, RecursionError, AttributeError):
         raise ArtifactError("got a manifest that is no JSON object, expected one made by Veil") from None
     kinds: dict[str, TypeAdapter[Any]] = {SCHEMA: TypeAdapter(Manifest), OUTCOME_SCHEMA: TypeAdapter(OutcomeManifest)}
-    if schema not in kinds:
+    if not isinstance(schema, str) or schema not in kinds:
         raise ArtifactError(f"got manifest schema {str(schema)[:40]!r}, expected one of {', '.join(kinds)}")
     manifest: Manifest | OutcomeManifest = parsed(kinds[schema], raw, "manifest.json")
     if manifest_bytes(manifest) != raw:
@@ -135,8 +135,12 @@ def save_directory(
 
 def read(directory: Path, name: str, limit_bytes: int) -> bytes:
     """A file of a published directory, at most `limit_bytes` long; raises `ArtifactError`."""
+    path = Path(directory) / name
+    if path.exists() and not path.is_file():
+        # To open a pipe would wait for ever.
+        raise ArtifactError(f"got {name} that is no file, expected a model directory written by Veil")
     try:
-        return read_bounded(Path(directory) / name, limit_bytes)
+        return read_bounded(path, limit_bytes)
     except InputError as error:
         raise ArtifactError(error.message, hint="expected a model directory written by Veil") from None
 

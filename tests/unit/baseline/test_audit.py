@@ -13,12 +13,14 @@ from baseline.audit.checks import noise_checks, run_checks
 from baseline.audit.examine import audit
 from baseline.audit.mechanism import Mechanism, audited_run, honest
 from baseline.audit.probes import edge_users, hostile_states, sensitivity_findings
-from baseline.audit.report import AuditPlan, AuditReport
+from baseline.audit.report import AuditPlan, AuditReport, Control
 from baseline.audit.sabotage import SABOTAGES, Unclipped, sabotage
 from baseline.audit.shadows import attack, features
 from baseline.evaluate import simulation_spec
 from veil.errors import ConfigError, InputError
 from veil.jobs.spec import JobSpec, Release
+from veil.privacy.audit.bounds import EpsilonBounds
+from veil.privacy.audit.finding import Finding
 from veil.privacy.audit.sensitivity import squared_norm
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.features import build_catalogue
@@ -173,6 +175,21 @@ def test_every_sabotage_is_caught(name: str, caught_by: set[str], catalogue: Cat
     _, found, _ = run_checks(mechanism, data, make_canaries(catalogue, 64, 3), 2, generator, 1e-5)
     failed = {finding.check for finding in found if not finding.passed}
     assert caught_by <= failed
+
+
+def test_a_control_is_caught_by_the_check_that_is_there_for_it() -> None:
+    by_chance = Finding("users apart", "run 1", 1.0, (0.0, 0.0), 0.0, "")
+    seen = Finding("noise reuse", "run 1", 9.0, (0.0, 7.0), 1e-6, "")
+    bounds = EpsilonBounds(0.0, 0.0, 0.0, 0.001)
+    for failed, caught in (([], False), ([by_chance], False), ([by_chance, seen], True)):
+        assert Control("noise-reused", "", failed, 9, bounds, "noise reuse").caught is caught
+
+
+def test_where_nobody_colludes_a_share_of_the_noise_is_the_claim() -> None:
+    plan = AuditPlan(epsilon=5.0, noise_source="parties", colluding=0)
+    assert plan.control_names == [name for name in SABOTAGES if name != "party-noise-split"]
+    with pytest.raises(ConfigError, match="party-noise-split"):
+        AuditPlan(epsilon=5.0, noise_source="parties", colluding=0, sabotaged="party-noise-split")
 
 
 def test_what_is_not_sabotaged_passes(catalogue: Catalogue, data: Interactions) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.job_client import plan_job
-from cli.query import app, ranked
+from cli.query import app, label, ranked
 from veil.errors import ArtifactError, ConfigError
 from veil.identity import certificates
 from veil.identity.credentials import Credentials
@@ -214,3 +214,10 @@ def test_help_has_examples(command: list[str]) -> None:
     done = RUNNER.invoke(app, [*command, "--help"])
     assert done.exit_code == 0
     assert not command or f"Example: veil query {command[0]}" in " ".join(done.output.split())
+
+
+def test_names_do_not_steer_a_terminal(publication: AnswersPublication) -> None:
+    answer = publication.answers.answers[0]
+    hostile = answer.model_copy(update={"groups": ("a\x1b]0;owned\x07\nb", *answer.groups[1:])})
+    assert label(hostile, 0).isprintable()
+    assert label(answer, 0) == answer.groups[0]

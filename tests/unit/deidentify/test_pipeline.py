@@ -247,3 +247,10 @@ def test_movielens_users_at_k_10(shared_data: Callable[[str], Path], small_class
         assert len(found.categories_of("zip")) == 10
         assert anonymity.values_suppressed < 0.05 * 3 * 6040
     assert np.array_equal(np.sort(np.unique(found.column("occupation"))), np.arange(21))
+
+
+def test_a_column_has_one_role() -> None:
+    copy = {"name": "exact", "column": "age", "role": "insensitive", "steps": [{"bin": [17, 18, 19]}]}
+    with pytest.raises(ConfigError, match="'age' as insensitive and as quasi-identifier"):
+        pipeline(AGE, copy)
+    assert len(pipeline(AGE, {**copy, "role": "quasi-identifier"}).rules) == 2

@@ -25,3 +25,12 @@ from veil.jobs.spec import MAX_TEXT_BYTES, parse
 def test_hostile_texts_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="job text"):
         parse(text)
+
+
+def test_what_is_wrong_is_told_on_one_short_line() -> None:
+    """Keys come from outside too: they may neither forge a line of a log nor fill it."""
+    text = '{"versions":{' + ",".join(f'"{n}\\n\\u001b[2J{"x" * 200}":{n}' for n in range(1000)) + "}}"
+    with pytest.raises(ConfigError, match="versions") as refused:
+        parse(text)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 5000

@@ -8,19 +8,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from baseline.evaluate import simulation_spec
-from party.config import Approval
+from party.config import Approval, Users
 from party.review import review
 from veil import __version__
+from veil.deidentify.pipeline import Pipeline
+from veil.deidentify.source import RawUsers
 from veil.errors import BudgetError, ConfigError, PolicyError, VeilError
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import JobSpec, canonical, digest
 from veil.privacy.ledger import Ledger
+from veil.queries.plan import plan_queries
 from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.features import build_catalogue
+from veil.recsys.pseudonyms import PseudonymKey
 
 _ME = Identity("simulation", Role.PARTY, "party-1")
 _RULES = Approval(mode="policy", max_epsilon_per_job=5.0)
@@ -44,11 +49,16 @@ def judge(catalogue: Catalogue, tmp_path: Path) -> Callable[..., Any]:
     ledger = Ledger(tmp_path / "ledger.sqlite", epsilon_limit=4.0, delta=1e-5)
 
     def ask(
-        document: dict[str, Any], *, rules: Approval = _RULES, claimed: bytes | None = None, me: Identity = _ME
+        document: dict[str, Any],
+        *,
+        rules: Approval = _RULES,
+        claimed: bytes | None = None,
+        me: Identity = _ME,
+        users: Users | None = None,
     ) -> Any:
         text = canonical(document)
         shown = digest(text) if claimed is None else claimed
-        return review(text, shown, me=me, dealer="dealer", catalogue=catalogue, ledger=ledger, rules=rules)
+        return review(text, shown, me=me, dealer="dealer", catalogue=catalogue, ledger=ledger, rules=rules, users=users)
 
     return ask
 
@@ -129,3 +139,66 @@ def test_a_budget_that_is_used_up(job: dict[str, Any], judge: Callable[..., Any]
     big["versions"] = job["versions"]
     with pytest.raises(BudgetError):
         judge(big)
+
+
+def _users(role: str, small_classes: str = "suppress", *, k: int = 2) -> Users:
+    return Users.model_validate(
+        {
+            "source": "users.csv",
+            "read": {"columns": {"user": "user"}},
+            "attribute": [{"name": "age", "role": role, "steps": [{"values": ["young", "old"]}]}],
+            "anonymity": {"k": k, "small_classes": small_classes},
+        },
+        strict=False,
+    )
+
+
+def test_hiding_small_classes_makes_an_answer_move_by_more_than_its_sensitivity() -> None:
+    """Why questions by such attributes are refused: one user leaves, and all of the class are no longer counted."""
+
+    def known(users: int) -> int:
+        raw = RawUsers(
+            pseudonyms=tuple(f"p{number}" for number in range(users)),
+            distinct=(("young", "old"),),
+            codes=np.array([[0]] * (users - 20) + [[1]] * 20, np.int32),
+            rows_read=users,
+            bad_reasons={},
+            users_read=users,
+        )
+        prepared, _ = Pipeline(rules.attribute, rules.anonymity, key).run(raw)
+        assert prepared is not None
+        return int((prepared.column("age") == 0).sum())
+
+    rules, key = _users("quasi-identifier", k=10), PseudonymKey(bytes(32))
+    assert (known(30), known(29)) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("users", "says"),
+    [
+        (_users("quasi-identifier"), "hidden or coarsened"),
+        (_users("quasi-identifier", "generalise"), "hidden or coarsened"),
+        (None, "expected one that this party keeps"),
+        (_users("quasi-identifier", "stop"), None),
+        (_users("sensitive"), None),
+        (_users("insensitive"), None),
+    ],
+)
+def test_only_attributes_of_the_users_own_row_are_counted(
+    job: dict[str, Any], judge: Callable[..., Any], users: Users | None, says: str | None
+) -> None:
+    questions = [
+        {"name": "by-age", "by": "attribute:age", "groups": ["young", "old"]},
+        {"name": "all", "by": "nothing"},
+    ]
+    trainer, releases = plan_queries(questions, epsilon=3.0, delta=1e-5, items=1, categories=1)
+    document = {
+        **job,
+        "trainer": trainer.model_dump(mode="json"),
+        "releases": [one.model_dump(mode="json") for one in releases],
+    }
+    if says is None:
+        assert judge(document, users=users).epsilon <= 3.0
+        return
+    with pytest.raises(PolicyError, match=says):
+        judge(document, users=users)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from baseline.evaluate import LinearTrainer, simulation_spec
 from party.trainer import train
@@ -16,6 +18,8 @@ from veil.errors import ProtocolMismatch
 from veil.jobs.spec import JobSpec, Release, digest, parse
 from veil.mpc.loopback import socket_pairs
 from veil.privacy.noise import keyed_source, rounded_gaussian
+from veil.queries.algorithm import QueryAlgorithm
+from veil.queries.plan import plan_queries
 from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.features import build_catalogue
@@ -149,11 +153,81 @@ def test_a_public_state_that_does_not_parse_names_the_lead(lie: bytes) -> None:
 
 
 def test_a_public_state_with_infinities_names_the_lead() -> None:
-    from safetensors.numpy import save
-
     dataset, catalogue = _data()
     spec = simulation_spec(catalogue, epsilon=8.0, delta=1e-5, parties=_PARTIES)
     algorithm = SubspaceAlgorithm(spec, catalogue)
     lie = save({"counts": np.full(catalogue.items, np.inf, np.float32)})
     with pytest.raises(ProtocolMismatch, match="non-finite"):
         train(spec, algorithm, PartyRows(dataset.train), _Central(1, lie), lambda step: None)
+
+
+_QUESTIONS = (
+    {"name": "by-category", "by": "category", "groups_per_user": 2},
+    {"name": "all", "by": "nothing", "mechanism": "gaussian"},
+)
+
+
+def _questions() -> tuple[QueryAlgorithm, PartyRows]:
+    dataset, catalogue = _data()
+    names = {name for of_item in catalogue.categories for name in of_item}
+    trainer, releases = plan_queries(_QUESTIONS, epsilon=2.0, delta=1e-6, items=catalogue.items, categories=len(names))
+    spec = simulation_spec(catalogue, epsilon=2.0, delta=1e-6, parties=_PARTIES)
+    spec = JobSpec.model_validate(
+        {
+            **spec.model_dump(by_alias=True),
+            "trainer": trainer.model_dump(),
+            "releases": [one.model_dump() for one in releases],
+        }
+    )
+    return QueryAlgorithm(spec, catalogue), PartyRows(dataset.train)
+
+
+class _LyingLead(_Central):
+    """A lead that changes what it states, the first time."""
+
+    def __init__(
+        self, lie: Callable[[dict[str, np.ndarray]], object], algorithm: QueryAlgorithm, rank: int = 1
+    ) -> None:
+        super().__init__(rank)
+        self._lie, self._algorithm = lie, algorithm
+        self._state: dict[str, np.ndarray] = {}
+        self.lied = False
+
+    def open(self, release: Release, own: np.ndarray) -> np.ndarray:
+        self._state = self._algorithm.advance(release.name, own, self._state)
+        return own
+
+    def broadcast(self, data: bytes | None) -> bytes:
+        told = {name: array.copy() for name, array in self._state.items()}
+        if not self.lied:
+            self.lied = True
+            self._lie(told)
+        return save(told)
+
+
+def test_answers_of_an_honest_lead_are_the_openings_at_every_party() -> None:
+    algorithm, rows = _questions()
+    followed = train(algorithm.spec, algorithm, rows, _LyingLead(lambda told: None, algorithm), lambda step: None)
+    led = train(algorithm.spec, algorithm, rows, _Central(0), lambda step: None)
+    assert followed.keys() == led.keys() == set(algorithm.steps)
+    for step in algorithm.steps:
+        np.testing.assert_array_equal(followed[step], algorithm.contribution(step, rows, {}))
+        np.testing.assert_array_equal(followed[step], led[step])
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda told: told["by-category"].__setitem__(0, told["by-category"][0] + 1),
+        lambda told: told.update({"by-category": told["by-category"].astype(np.float64)}),
+        lambda told: told.update({"by-category": told["by-category"][:-1]}),
+        lambda told: told.update({"more": np.zeros(3)}),
+        lambda told: told.pop("by-category"),
+    ],
+)
+def test_answers_that_did_not_open_here_are_not_signed(lie: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """The lead cannot have the other parties sign counts of its own making."""
+    algorithm, rows = _questions()
+    with pytest.raises(ProtocolMismatch, match="not what opened here") as wrong:
+        train(algorithm.spec, algorithm, rows, _LyingLead(lie, algorithm), lambda step: None)
+    assert wrong.value.culprits == (algorithm.spec.parties[0],)

@@ -218,3 +218,16 @@ def test_arguments_out_of_range_are_refused() -> None:
 def test_the_unit_of_the_ledger_is_pinned() -> None:
     """Ledgers keep releases, not sums; but both ends of a job compare these numbers."""
     assert accountant.squared_mu(Release(name="x", shape=(1,), sensitivity=1, sigma=2)) == 2**126
+
+
+@pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-9])
+def test_an_epsilon_next_to_nothing_is_counted_in_bounded_memory(share: float) -> None:
+    """At the noise where delta alone just about suffices, a grid in proportion to epsilon had billions of points."""
+    delta, low, high = 0.009, 1.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(middle, 0.0) > delta else (low, middle)
+    one = release(low * (1 - share))
+    exact = gaussian_epsilon(one.sigma / one.sensitivity, delta)
+    assert 0 < exact < 1e-3
+    assert exact <= epsilon([one], delta) <= 1.001 * exact + 1e-11

@@ -250,3 +250,12 @@ def test_laplace_scale_is_the_exact_quotient_rounded_up() -> None:
     assert laplace_scale(3.0, 7) == 3
     scale = laplace_scale(0.1, 10**9)
     assert Fraction(10**9, scale) <= Fraction(0.1) < Fraction(10**9, scale - 1)
+
+
+def test_no_list_of_releases_breaks_the_count() -> None:
+    """A job text may hold any of these; whoever reviews it needs a number, not an overflow."""
+    for sampling in (5e-324, 1e-16, 2.0**-40):
+        assert epsilon([sampled(0.25, sampling, f"r-{n}") for n in range(3)], DELTA) < 1e-3
+    # so many kinds that multipliers are rounded to powers of 2, below what sampling is credited for
+    many = [sampled(0.051 * 2 ** (n * 15 / 200), 0.001 + n * 1e-6, f"r-{n}") for n in range(200)]
+    assert epsilon(many[:1], DELTA) <= epsilon(many, DELTA) < 1e5

@@ -18,7 +18,8 @@ from veil.errors import BudgetError, ConfigError, InputError, StateError
 from veil.jobs.spec import Release
 from veil.privacy import ledger_rows
 from veil.privacy.accountant import epsilon
-from veil.privacy.ledger import Ledger
+from veil.privacy.composition import Composition
+from veil.privacy.ledger import Ledger, LimitChange, _Affordable
 
 WORKLOAD = Path(__file__).with_name("ledger_workload.py")
 DELTA = 1e-5
@@ -430,3 +431,17 @@ def test_thousands_of_entries_are_read_and_counted(tmp_path: Path) -> None:
     assert ledger.spent() == epsilon(jobs, DELTA)
     ledger.record("cd34", DIGEST, mixed(1)[1])
     assert ledger.spent() > epsilon(jobs, DELTA)
+
+
+def test_a_check_while_another_thread_records_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon reviews a job while another one pays: what one remembers may change under the other's eyes."""
+    ledger, job = opened(tmp_path, 20.0), mixed(4)
+    ledger.check(job)
+    allows = _Affordable.allows
+
+    def interrupted(known: _Affordable, part: Composition, limit: LimitChange) -> bool:
+        ledger._affordable.append(known)
+        return allows(known, part, limit) and False
+
+    monkeypatch.setattr(_Affordable, "allows", interrupted)
+    ledger.check(job)

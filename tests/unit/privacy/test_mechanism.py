@@ -93,6 +93,15 @@ def test_rows_do_not_influence_each_other() -> None:
         assert np.array_equal(to_grid(rows[i : i + 1], 0.3, 24)[0], whole[i])
 
 
+@pytest.mark.parametrize("columns", [1000, 10_000])  # more columns than numpy's buffer of 8,192 holds, and fewer
+def test_the_last_bits_of_wide_rows_are_their_own(columns: int) -> None:
+    rows = np.random.default_rng(1).standard_normal((20, columns))
+    whole = to_grid(rows, 1.0, 47)
+    for i in range(20):
+        assert np.array_equal(to_grid(rows[i : i + 1], 1.0, 47)[0], whole[i])
+    assert np.array_equal(to_grid(np.asfortranarray(rows), 1.0, 47), whole)
+
+
 def test_blocks_meet() -> None:
     generator = np.random.default_rng(3)
     rows = generator.standard_normal((2100, 1000))  # more than one block of about a million entries

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -182,3 +184,21 @@ def test_a_budget_adds_up_on_disk_and_refuses_what_is_too_much(tmp_path: Path) -
     path.write_text("much")
     with pytest.raises(StateError, match="damaged"):
         budget.pay(0.1)
+
+
+def test_payments_at_once_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that read the same sum before either writes would record one payment of two."""
+    path = tmp_path / "users" / "anna.spent"
+    reading = selection.read_bounded
+
+    def slowly(where: Path, limit_bytes: int) -> bytes:
+        data = reading(where, limit_bytes)
+        time.sleep(0.01)
+        return data
+
+    monkeypatch.setattr(selection, "read_bounded", slowly)
+    SelectionBudget(path, limit=10.0).pay(0.5)
+    with ThreadPoolExecutor(8) as pool:
+        for paid in [pool.submit(SelectionBudget(path, limit=10.0).pay, 0.5) for _ in range(8)]:
+            paid.result()
+    assert SelectionBudget(path, limit=10.0).spent == 4.5

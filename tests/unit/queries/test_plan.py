@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -66,6 +67,8 @@ def test_many_questions_cost_less_than_their_sum() -> None:
         ([], "0 questions"),
         ([{**COUNT, "name": f"q{number}"} for number in range(65)], "65 questions"),
         ([{**COUNT, "share": 0}], "share"),
+        ([{**COUNT, "share": math.inf}], "share"),
+        ([{**COUNT, "share": -(10**400)}], "share"),
         ([{**COUNT, "share": "much"}], "share"),
         ([{**COUNT, "share": True}], "share"),
         ([{**COUNT, "colour": 1}], "colour"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -188,6 +189,7 @@ def test_any_altered_file_is_refused(
     ("fields", "says"),
     [
         ({"schema": "veil.model/2"}, "schema"),
+        ({"schema": ["veil.model/1"]}, "schema"),
         ({"items": ITEMS + 1}, "items"),
         ({"dimensions": 129}, "dimensions"),
         ({"score_scale": 1e-9}, "score scale"),
@@ -346,3 +348,24 @@ def test_a_model_of_another_catalogue_is_not_published(spec: JobSpec, model: Mod
     )
     with pytest.raises(ArtifactError, match="catalogue"):
         artifact.build_files(spec, other, model)
+
+
+def test_one_signature_never_counts_for_two(
+    publish: Publish, manifest: bytes, credentials: dict[str, Credentials]
+) -> None:
+    alone = edited(manifest, parties=["alpha", "alpha"])
+    directory = publish(alone, [signed(alone, credentials["alpha"], "alpha")])
+    for load in (load_client, load_model):
+        with pytest.raises(ArtifactError, match="party twice"):
+            load(directory, credentials["alpha"].authority_pem)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "signatures.json", "job.json", "item_factors.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(
+    publish: Publish, credentials: dict[str, Credentials], name: str
+) -> None:
+    path = publish() / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ArtifactError, match="no file"):
+        load_model(path.parent, credentials["alpha"].authority_pem)

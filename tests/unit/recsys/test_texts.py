@@ -99,6 +99,9 @@ def test_what_identifies_in_texts_is_masked(tmp_path: Path) -> None:
         "the years [number] and 12 Angry Men",
     )
     assert report.masked == {"email": 1, "url": 2, "number": 2}
+    alike = "a,tel 0151\u2013234\u20135678 or 0151\u00a0234\u00a05678 or o'brien@x.ie or eve\uff20x.org,Drama\n"
+    found, _ = read(tmp_path / "x.csv", "user,text,labels\n" + alike, mask=["email", "url", "number"])
+    assert found.text == ("tel [number] or [number] or [email] or [email]",)
     untouched, report = read(tmp_path / "x.csv", "user,text,labels\n" + rows)
     assert "eve.b+c@mail.example.org" in untouched.text[0] and report.masked == {}
 

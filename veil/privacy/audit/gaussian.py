@@ -133,6 +133,8 @@ def regression_mu(regression: Regression, significance: float) -> float:
     if freedom < 1 or length == 0:
         return 0.0
     slope = float(y @ h) / length**2
+    if slope <= 0:
+        return 0.0
     deviation = math.sqrt(float(np.square(y - slope * h).sum()) / freedom)
     if slope * regression.largest >= LARGEST_MU * deviation:
         return LARGEST_MU

@@ -4,7 +4,8 @@ The auditor holds the data, so it knows the exact integer sum; opened minus exac
 
 Guarantee: noise that is a sum of `draws` independent values of round(sigma Z) an entry, Z standard normal, independent
 over entries, fails each check with probability at most `false_alarm`. Limits are exact for normal deviates; the
-rounding adds draws / 12 to a variance of draws sigma^2, which is counted in, and sigma is 64 or more.
+rounding adds draws / 12 to a variance of draws sigma^2 and makes the law a lattice's, both of which are counted in, and
+sigma is 64 or more.
 
 Checks: "noise spread" (variance, chi-square), "noise centre", "noise shape" (Kolmogorov-Smirnov, normal law), "noise
 tails" (share beyond 3 standard deviations, binomial: what kurtosis would show, with exact limits; catches capped
@@ -32,6 +33,7 @@ Float64 = npt.NDArray[np.float64]
 FALSE_ALARM: Final = 1e-6
 LEAST_SIGMA: Final = 64
 _TAIL: Final = 3.0
+_LATTICE_GAP: Final = 0.21  # 1 / (2 sqrt(2 pi)), and a little for the scale that counts the rounding in
 _CELL_COUNT: Final = 20
 _MOST_BITS: Final = 8
 _LEAST_OVERLAP: Final = 64
@@ -65,12 +67,15 @@ def noise_findings(
         Finding("noise centre", subject, centre, (-edge, edge), false_alarm, "mean in its own standard errors")
     )
     distance = float(stats.kstest(values, "norm", method="asymp").statistic)
-    largest = float(special.kolmogi(false_alarm)) / math.sqrt(n)
+    # Whole numbers climb in steps: half a step is the law's own gap, whatever n is.
+    largest = float(special.kolmogi(false_alarm)) / math.sqrt(n) + _LATTICE_GAP / (sigma * math.sqrt(draws))
     found.append(
         Finding("noise shape", subject, distance, (0.0, largest), false_alarm, "largest gap to the normal distribution")
     )
     beyond = int(np.count_nonzero(np.abs(values) > _TAIL))
-    chance = 2 * float(special.ndtr(-_TAIL))
+    # Beyond a whole number means: above it by one half before rounding.
+    edge = math.floor(_TAIL * math.sqrt(draws * (sigma**2 + 1 / 12))) + 0.5
+    chance = 2 * float(special.ndtr(-edge / math.sqrt(draws * sigma**2 + (draws - 1) / 12)))
     few, many = (float(stats.binom.ppf(half, n, chance)), float(stats.binom.isf(half, n, chance)))
     found.append(
         Finding("noise tails", subject, beyond, (few, many), false_alarm, f"entries beyond {_TAIL:g} deviations")
@@ -118,7 +123,12 @@ def _centred(values: Float64) -> Float64:
 
 
 def _magnitudes(values: Float64) -> Float64:
-    scores: Float64 = special.ndtri(np.clip(2 * special.ndtr(np.abs(values)) - 1, 1e-12, 1 - 1e-12))
+    size = np.abs(values)
+    zero = size == 0
+    if zero.any() and not zero.all():
+        # 0 stands for all that rounds to it. Its own score, far out, would make tails heavier than normal.
+        size[zero] = size[~zero].min() / 4
+    scores: Float64 = special.ndtri(np.clip(2 * special.ndtr(size) - 1, 1e-12, 1 - 1e-12))
     return _centred(scores)
 
 

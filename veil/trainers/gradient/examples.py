@@ -136,6 +136,12 @@ def _users_of(code: ModuleCode, facts: Facts, rows: PartyRows) -> _Interactions 
                 " catalogue",
                 hint="[texts] labels in the party's config",
             )
+        if texts.names is not None and texts.names != facts.labels:
+            # As many, but others or in another order: the columns would mean one thing here and another elsewhere.
+            raise ConfigError(
+                "got texts whose labels are not the categories of the catalogue in sorted order, expected these",
+                hint="[texts] labels in the party's config; without it they are",
+            )
         start = np.searchsorted(texts.user, np.arange(texts.users + 1))
         return _Texts(texts.users, start, tuple(texts.text), texts.label, nothing)
     interactions = rows.need_interactions()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from veil.errors import ConfigError
@@ -18,6 +19,8 @@ from veil.trainers.gradient.local_update import Updates
 
 _USERS: Final = 3
 _ROWS: Final = 12
+# How far, in each weight, the second look is from the initial ones.
+_MOVED: Final = 0.05
 # Relative to the longest row: float32 sums in another order differ by far less, a mixed-in user by far more.
 _TOLERANCE: Final = 1e-3
 
@@ -25,11 +28,15 @@ _TOLERANCE: Final = 1e-3
 def check_module(code: ModuleCode, facts: Facts, updates: Updates, blank: Tensors, seed: int) -> None:
     """Runs `example` and `loss` on three invented users, together and alone. Raises `ConfigError`.
 
-    blank: tensors of a user without rows. Beside failures it finds rows that depend on who else is in the pass, where
-    that shows on these users; that is a check, no proof, and needed for the engine "opacus" only.
+    blank: tensors of a user without rows. Beside failures it finds two ways in which one user's row may depend on
+    others, where they show on these users; that is a check, no proof. (1) What `example` returns depends on what it was
+    called for before, for instance by random numbers from a generator that lives on: called again, in reverse order, it
+    must return the same. (2) With the engine "opacus", updates depend on who else is in the pass. Looked for at the
+    initial weights, and at others near them: layers that start at zero hide what lies behind them.
     """
     made = []
-    for user in _invented(code, facts, seed):
+    invented = _invented(code, facts, seed)
+    for user in invented:
         try:
             one = code.example(user, facts)
         except Exception as error:  # noqa: BLE001 - a foreign file may raise anything; no user is involved
@@ -40,8 +47,45 @@ def check_module(code: ModuleCode, facts: Facts, updates: Updates, blank: Tensor
         if kinds != {name: (tensor.dtype, tensor.shape) for name, tensor in blank.items()}:
             raise ConfigError("example() gives other names, kinds or shapes than for a user without rows")
         made.append(one)
-    weights = updates.weights(updates.flat())
+    for user, before in reversed(list(zip(invented, made, strict=True))):
+        _check_again(code, facts, user, before)
     together = {name: torch.stack([one[name] for one in made]) for name in blank}
+    initial = updates.flat()
+    _check_passes(code, facts, updates, blank, together, initial, seed)
+    if updates.engine == "opacus":
+        moved = np.random.default_rng(seed).normal(scale=_MOVED, size=initial.shape).astype(np.float32)
+        _check_passes(code, facts, updates, blank, together, initial + moved, seed)
+
+
+def _check_again(code: ModuleCode, facts: Facts, user: UserRows, before: Tensors) -> None:
+    try:
+        again = code.example(user, facts)
+    except Exception:  # noqa: BLE001 - a foreign file may raise anything; no user is involved
+        again = None
+    if again is None or set(again) != set(before) or any(not _same(again[name], before[name]) for name in before):
+        raise ConfigError(
+            "example() gives an invented user other tensors the second time, expected the same ones: what it was called"
+            " for before must not matter",
+            hint="seed a generator of its own from facts.seed in each call",
+        )
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
+def _check_passes(
+    code: ModuleCode,
+    facts: Facts,
+    updates: Updates,
+    blank: Tensors,
+    together: Tensors,
+    flat: npt.NDArray[np.float32],
+    seed: int,
+) -> None:
+    weights = updates.weights(flat)
     try:
         draws = draws_of(code, facts, seed)
         rows = updates.compute(weights, together, draws, seed)

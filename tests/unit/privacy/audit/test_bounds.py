@@ -166,6 +166,9 @@ def test_regression_over_runs_is_sharper_and_degenerate_cases_say_nothing() -> N
     assert gaussian.regression_mu(silent, 1e-3) > 1000, "no noise at all"
     nobody = gaussian.Regression.of(np.zeros(60), np.zeros((60, 60)), coins)
     assert gaussian.regression_mu(nobody, 1e-3) == 0.0
+    for against in (0.0, -1.0):  # nothing shows of the coins, or their opposite, and no noise either
+        opposite = gaussian.Regression.of(against * gram @ (coins - 0.5), gram, coins)
+        assert gaussian.regression_mu(opposite, 1e-3) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ def test_reuse_false_alarm_rate_is_what_is_stated() -> None:
     assert alone <= 36 and pairs <= 36
 
 
+def test_the_least_noise_has_the_stated_false_alarm_rate_too() -> None:
+    # At sigma 64 steps are wide: half of one is a gap of 0.003 to the normal law, and zeros are one entry of 160.
+    generator, trials, rate = np.random.default_rng(6), 400, 0.02
+    found = noise_findings("x", np.rint(generator.normal(size=2_000_000) * 64).astype(np.int64), 64, 1)
+    assert not failed(found)
+    alarms = 0
+    for _ in range(trials):
+        residual = np.rint(generator.normal(size=300) * 64).astype(np.int64)
+        alarms += not independence("x", deviates(residual, 64, 1), None, rate).passed
+    # 8 expected at most; more than 24 with probability below 1e-5.
+    assert stats.binom.sf(24, trials, rate) < 1e-5 and alarms <= 24
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.8, 0.97, 1.03])
 def test_another_width_is_seen(scale: float) -> None:
     residual = np.rint(draw(60_000) * scale).astype(np.int64)

@@ -86,3 +86,17 @@ def test_coins_fall_as_often_as_they_should() -> None:
 def test_a_user_without_rows_tells_the_shapes(make_algorithm: MakeAlgorithm, change: tuple[str, str]) -> None:
     with pytest.raises(ConfigError, match="without rows"):
         make_algorithm(BILINEAR.replace(*change))
+
+
+def test_labels_of_another_meaning_are_refused(make_algorithm: MakeAlgorithm) -> None:
+    algorithm = make_algorithm(TEXTS)
+    labels = algorithm.facts.labels
+
+    def rows(names: tuple[str, ...]) -> PartyRows:
+        label = np.zeros((1, len(names)), np.bool_)
+        return PartyRows(texts=LabelledTexts(users=1, user=np.array([0]), text=("a",), label=label, names=names))
+
+    assert prepare(algorithm.code, algorithm.facts, rows(labels), algorithm._blank).count == 1
+    for names in (labels[::-1], (*labels[:-1], "another")):
+        with pytest.raises(ConfigError, match="labels are not"):
+            algorithm.contribution("users", rows(names), {})

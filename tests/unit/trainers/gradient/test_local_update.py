@@ -194,3 +194,87 @@ def test_what_is_wrong_for_everybody_shows_on_invented_users(
     assert change[0] in OPACUS
     with pytest.raises(ConfigError, match=says):
         make_algorithm(OPACUS.replace(*change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # A generator that lives on: how many numbers earlier users took decides what this one gets.
+        ('    return {"x"', '    x = x + torch.rand(())\n    return {"x"'),
+        ('    return {"x"', '    import numpy\n    x = x + float(numpy.random.random())\n    return {"x"'),
+        # A counter in a global variable.
+        (
+            *("def example(user, facts):\n", "calls = []\n\ndef example(user, facts):\n    calls.append(0)\n"),
+            *('    return {"x"', '    w = w * len(calls)\n    return {"x"'),
+        ),
+    ],
+)
+def test_what_example_was_called_for_before_must_not_matter(
+    make_algorithm: MakeAlgorithm, change: tuple[str, ...]
+) -> None:
+    source = OPACUS
+    for old, new in zip(change[::2], change[1::2], strict=True):
+        assert old in source
+        source = source.replace(old, new)
+    with pytest.raises(ConfigError, match="the second time"):
+        make_algorithm(source)
+
+
+def test_mixing_behind_layers_that_start_at_zero_is_found(make_algorithm: MakeAlgorithm) -> None:
+    source = (
+        OPACUS.replace(
+            "        self.last = torch.nn.Linear(6, 1)\n",
+            "        self.gate, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 1)\n"
+            "        for layer in (self.gate, self.last):\n"
+            "            torch.nn.init.zeros_(layer.weight)\n"
+            "            torch.nn.init.zeros_(layer.bias)\n\n"
+            "    def mixed(self, x):\n        return x + self.gate(x - x.mean(dim=0))\n",
+        )
+        .replace("self.last(self.norm(", "self.last(self.mixed(")
+        .replace("self.norm = torch.nn.LayerNorm(6)", "pass")
+    )
+    with pytest.raises(ConfigError, match="depend on the other users"):
+        make_algorithm(source)
+
+
+@pytest.mark.parametrize("engine", ["functional", "opacus"])
+def test_a_user_on_whom_a_pass_fails_changes_no_bit_of_anybody_elses_row(
+    make_algorithm: MakeAlgorithm, engine: str
+) -> None:
+    # An item number outside of the table fails the whole pass. Wide layers, so that another shape would show.
+    algorithm = make_algorithm(f"""
+import torch
+ENGINE = "{engine}"
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.middle, self.last = (
+            torch.nn.Embedding(50, 32), torch.nn.Linear(32, 48), torch.nn.Linear(48, 1)
+        )
+
+    def forward(self, item):
+        return self.last(torch.tanh(self.middle(self.table(item)))).mean(dim=1).squeeze(-1)
+
+def build(facts):
+    return Net()
+
+def example(user, facts):
+    item = torch.zeros(6, dtype=torch.int64)
+    item[: min(len(user.items), 6)] = torch.from_numpy(user.items[:6] % 50)
+    return {{"item": item}}
+
+def loss(module, users, draws, facts):
+    return module(users["item"]) ** 2
+""")
+    updates = algorithm.updates
+    weights = updates.weights(algorithm._initial)
+    item = torch.randint(50, (updates.block_users, 6), generator=torch.Generator().manual_seed(1))
+    whole = updates.compute(weights, {"item": item}, {}, 1)
+    bad = item.clone()
+    bad[[3, 17], 2] = 50
+    rows = updates.rows(weights, {"item": bad}, {}, 1)
+    assert not rows[[3, 17]].any()
+    others = np.delete(np.arange(len(item)), [3, 17])
+    assert np.array_equal(rows[others], whole[others])
+    assert not updates.rows(weights, {"item": torch.full_like(item, 50)}, {}, 1).any()
