@@ -1,9 +1,9 @@
 """Named encryption parameter sets, each with the source of its security claim.
 
-Guarantee: a `Parameters` that exists is one of a small checked family: a power-of-two ring, one data prime and one
-special prime, at most the modulus bits that the Homomorphic Encryption Standard allows for 128-bit classical security,
-and scales that leave room for every score of unit vectors. A client takes a set by name from this file, never numbers
-from a server, so that a server cannot talk it into weak ones.
+Guarantee: a `Parameters` that exists is one of a small checked family: a ring degree and primes of which the
+Homomorphic Encryption Standard allows the total at 128-bit classical security, and scales that leave room for
+every score of unit vectors. A client takes a set by name from this file, never numbers from a server, so that a
+server cannot talk it into weak ones.
 
 Sources: M. Albrecht et al., "Homomorphic Encryption Standard" (2018), table 1, ternary secret, classical, as in SEAL's
 hestdparms.h (`tc128`); the post-quantum table of apple/swift-homomorphic-encryption, EncryptionParameters.swift.
@@ -15,80 +15,115 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
 
+from he_inference.ring.moduli import DEGREES, MOST_BITS, find_primes
 from veil.errors import ConfigError
 
-# Largest total of modulus bits, the special prime included, for 128 bits against a classical attacker.
+# Largest total of modulus bits, special primes included, for 128 bits against a classical attacker.
 CLASSICAL_128_BITS = {2048: 54, 4096: 109, 8192: 218}
 # The same against a quantum attacker, by Apple's stricter table.
 QUANTUM_128_BITS = {2048: 41, 4096: 83, 8192: 165}
-# One plaintext product of unit vectors has a modulus of at most sqrt(2) in each slot (two items share a slot), hence
-# coefficients below 2^(query + item scale + 0.5); the residue must hold them with their sign and the noise.
+# A coefficient of a product of unit vectors is at most sqrt(2) times both scales (two items share a slot); one more bit
+# is for the sign.
 _HEADROOM_BITS = 2.0
 # A name in any message is short and plain.
 _LONGEST_NAME = 32
-_DIGEST_DOMAIN = b"veil/he-parameters/v1\x00"
+_DIGEST_DOMAIN = b"veil/he-parameters/v2\x00"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parameters:
     """One parameter set. Raises `ConfigError` when its numbers are outside of the checked family.
 
-    `coeff_modulus_bits` lists the data prime, then the special prime that key switching uses. `score_error` is the
-    stated bound of |score - plaintext score| for unit query and item vectors; it grows with the norms of both.
+    data_bits: sizes of the primes of ciphertexts; special_bits: of those that key switching adds (none: no rotations).
+    scheme: "ckks" (approximate, real numbers) or "bfv" (exact integers modulo plain_modulus). query_scale_bits,
+    item_scale_bits: log2 of what unit vectors are multiplied by before they are rounded (ckks). response_bits: leading
+    bits of the two halves of a result that travel. score_error: stated bound of |score - plaintext score| for unit
+    vectors (ckks), of |score - plaintext score| by quantisation alone (bfv; exact for quantised ones).
     """
 
     name: str
-    poly_modulus_degree: int
-    coeff_modulus_bits: tuple[int, ...]
+    degree: int
+    data_bits: tuple[int, ...]
+    special_bits: tuple[int, ...]
+    scheme: Literal["ckks", "bfv"]
     query_scale_bits: int
     item_scale_bits: int
+    plain_modulus: int
+    response_bits: tuple[int, int]
     score_error: float
     security: str
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= _LONGEST_NAME:
             raise ConfigError(f"got a parameter set name of {len(self.name)} characters, expected 1 to {_LONGEST_NAME}")
-        limit = CLASSICAL_128_BITS.get(self.poly_modulus_degree)
-        if limit is None:
-            degrees = ", ".join(map(str, CLASSICAL_128_BITS))
-            raise ConfigError(f"got ring degree {self.poly_modulus_degree}, expected one of {degrees}")
-        if len(self.coeff_modulus_bits) != 2 or not all(20 <= bits <= 60 for bits in self.coeff_modulus_bits):
+        if self.degree not in DEGREES:
+            raise ConfigError(f"got ring degree {self.degree}, expected one of {', '.join(map(str, DEGREES))}")
+        counts = (len(self.data_bits), len(self.special_bits))
+        if counts not in ((2, 0), (2, 2), (2, 3), (3, 3)) or not all(
+            20 <= b <= MOST_BITS for b in self.data_bits + self.special_bits
+        ):
             raise ConfigError(
-                f"got moduli of {self.coeff_modulus_bits} bits, expected a data and a special prime, 20 to 60 each"
+                f"got primes of {self.data_bits} and {self.special_bits} bits, expected 2 data and no or 2 special"
+                f" primes (of histories: 3 and 3, 2 and 3), 20 to {MOST_BITS} bits each"
             )
-        if self.modulus_bits > limit:
+        if self.modulus_bits > CLASSICAL_128_BITS[self.degree]:
             raise ConfigError(
-                f"got {self.modulus_bits} modulus bits at degree {self.poly_modulus_degree}, expected at most {limit}",
+                f"got {self.modulus_bits} modulus bits at degree {self.degree}, expected at most"
+                f" {CLASSICAL_128_BITS[self.degree]}",
                 hint="more would fall below 128-bit security",
             )
-        if self.coeff_modulus_bits[1] < self.coeff_modulus_bits[0]:
-            raise ConfigError("got a special prime below the data prime, expected it to be the larger one")
-        if min(self.query_scale_bits, self.item_scale_bits) < 8:
-            raise ConfigError("got a scale below 2^8, expected at least that much precision")
-        if self.query_scale_bits + self.item_scale_bits + _HEADROOM_BITS > self.coeff_modulus_bits[0]:
+        if self.special_bits and sum(self.special_bits) < sum(self.data_bits):
+            raise ConfigError("got special primes below the data primes, expected at least as many bits")
+        if not all(8 <= bits <= 32 for bits in self.response_bits) or self.response_bits[0] > self.response_bits[1]:
             raise ConfigError(
-                f"got scales of 2^{self.query_scale_bits} and 2^{self.item_scale_bits}, expected a product of at most "
-                f"2^{self.coeff_modulus_bits[0] - _HEADROOM_BITS:g}",
-                hint="scores would wrap around the data prime",
+                f"got response bits {self.response_bits}, expected 8 to 32, the second not below the first"
             )
+        if self.scheme == "ckks":
+            if min(self.query_scale_bits, self.item_scale_bits) < 8:
+                raise ConfigError("got a scale below 2^8, expected at least that much precision")
+            if self.query_scale_bits + self.item_scale_bits + _HEADROOM_BITS > sum(self.data_bits):
+                raise ConfigError(
+                    f"got scales of 2^{self.query_scale_bits} and 2^{self.item_scale_bits}, expected a product up to"
+                    f" 2^{sum(self.data_bits) - _HEADROOM_BITS:g}",
+                    hint="scores would wrap around the modulus",
+                )
+        elif self.plain_modulus % (2 * self.degree) != 1:
+            raise ConfigError(f"got plain modulus {self.plain_modulus}, expected a prime of the form 2 N k + 1")
         if not (math.isfinite(self.score_error) and 0 < self.score_error < 1):
             raise ConfigError(f"got a score error bound of {self.score_error}, expected one in (0, 1)")
 
     @property
     def modulus_bits(self) -> int:
-        """Bits of the whole modulus, the special prime included: what security depends on."""
-        return sum(self.coeff_modulus_bits)
+        """Bits of the whole modulus, special primes included: what security depends on."""
+        return sum(self.data_bits) + sum(self.special_bits)
+
+    @cached_property
+    def primes(self) -> tuple[int, ...]:
+        """All primes, those of ciphertexts first."""
+        return find_primes(self.degree, self.data_bits + self.special_bits)
+
+    @property
+    def data_primes(self) -> tuple[int, ...]:
+        """The primes of ciphertexts."""
+        return self.primes[: len(self.data_bits)]
+
+    @property
+    def special_primes(self) -> tuple[int, ...]:
+        """The primes that key switching adds."""
+        return self.primes[len(self.data_bits) :]
 
     @property
     def slots(self) -> int:
-        """Complex numbers in one ciphertext: half of the ring degree."""
-        return self.poly_modulus_degree // 2
+        """S: half of the ring degree; a plaintext holds two numbers in each slot."""
+        return self.degree // 2
 
     @property
     def post_quantum(self) -> bool:
         """Whether the set is within Apple's table for 128 bits against a quantum attacker."""
-        return self.modulus_bits <= QUANTUM_128_BITS[self.poly_modulus_degree]
+        return self.modulus_bits <= QUANTUM_128_BITS[self.degree]
 
     @property
     def digest(self) -> bytes:
@@ -97,63 +132,65 @@ class Parameters:
         return hashlib.sha256(_DIGEST_DOMAIN + text.encode()).digest()
 
     def element(self, step: int) -> int:
-        """The Galois element 3^step mod 2N of a rotation by `step` slots to the left, 0 < step < slots.
-
-        Keys are made for elements, never for steps: in SEAL's Python binding a list of steps is taken for a list of
-        elements without complaint.
-        """
+        """The Galois element 3^step mod 2N of a rotation by `step` slots to the left, 0 < step < slots."""
         if not 0 < step < self.slots:
             raise ConfigError(f"got a rotation by {step} slots, expected 1 to {self.slots - 1}")
-        return pow(3, step, 2 * self.poly_modulus_degree)
-
-    @property
-    def max_query_bytes(self) -> int:
-        """Room for a seeded ciphertext (one polynomial under the data prime) and headers; not for an unseeded one."""
-        return 8 * self.poly_modulus_degree + 2048
-
-    def max_key_bytes(self, elements: int) -> int:
-        """Room for that many seeded keys (one polynomial under both primes each), their index and headers."""
-        return elements * (16 * self.poly_modulus_degree + 2048) + 8 * self.poly_modulus_degree + 2048
-
-    @property
-    def max_response_bytes(self) -> int:
-        """Room for one full ciphertext (two polynomials under the data prime) and its headers."""
-        return 16 * self.poly_modulus_degree + 2048
+        return pow(3, step, 2 * self.degree)
 
 
-# Primes and scales. A special prime well above the data prime keeps key switching quiet: its digits are not centred, so
-# that one rotation under primes of 54 and 55 bits leaves an error of 3e-4 in slot 0 (the root next to 1), 80 times that
-# of the median slot; under 54 and 60 bits it is 1e-5. What is left is mostly the rounding of items at their scale
-# (`he_inference.rounding`): sqrt(N) / 2^(bits + 3/2) is the standard deviation of a score, 7.6e-6 at N = 8192 and
-# 1.1e-5 at N = 4096. Six of them and of the switching noise, added in squares, stay below the bounds. Worst of 600
-# queries under 220 keys, 1 to 1024 dimensions, up to 40,000 items: 4.7e-5 and 6.5e-5.
-SESSION_8192 = Parameters(
-    name="session-8192",
-    poly_modulus_degree=8192,
-    coeff_modulus_bits=(54, 60),
-    query_scale_bits=30,
-    item_scale_bits=22,
-    score_error=1e-4,
-    security="114 bits: of 218 (Homomorphic Encryption Standard, 128-bit classical), of 165 (Apple, 128-bit quantum)",
+_HES = "Homomorphic Encryption Standard, 128-bit classical"
+_APPLE = "Apple, 128-bit quantum"
+# Score errors: seven standard deviations by the formulas of encoding/deviation.py, of vectors of norm 1, up to 64 baby
+# steps (fast 1.19e-4, pq 2.30e-4), packing 1 and 1,024 dimensions (keyless 1.96e-5, keyless-small 1.63e-5), with a
+# margin of 8 % to 28 %. exact: seven times sqrt(2/12) / 220, 1.30e-2, for entries that are rounded like random ones; at
+# worst, for vectors made for it, sqrt(d) / 220 + d / 440^2.
+FAST = Parameters(
+    "fast", 4096, (27, 27), (27, 28), "ckks", 30, 22, 0, (26, 30), 1.5e-4, f"109 bits of 109 ({_HES}); no quantum claim"
 )
-SESSION_4096 = Parameters(
-    name="session-4096",
-    poly_modulus_degree=4096,
-    coeff_modulus_bits=(52, 57),
-    query_scale_bits=29,
-    item_scale_bits=21,
-    score_error=1.5e-4,
-    security="109 bits: of 109 (Homomorphic Encryption Standard, 128-bit classical); no quantum claim",
+PQ = Parameters(
+    "pq", 8192, (27, 27), (27, 28), "ckks", 30, 22, 0, (27, 30), 2.5e-4, f"109 bits of 165 ({_APPLE}), of 218 ({_HES})"
 )
-DEFAULT = SESSION_8192
-_SETS = {parameters.name: parameters for parameters in (SESSION_8192, SESSION_4096)}
+EXACT = Parameters(
+    "exact",
+    4096,
+    (27, 27),
+    (27, 28),
+    "bfv",
+    0,
+    0,
+    114689,
+    (28, 32),
+    1.5e-2,
+    f"109 bits of 109 ({_HES}); no quantum claim",
+)
+KEYLESS = Parameters(
+    "keyless", 4096, (27, 27), (), "ckks", 28, 22, 0, (22, 27), 2.5e-5, f"54 bits of 83 ({_APPLE}), of 109 ({_HES})"
+)
+KEYLESS_SMALL = Parameters(
+    "keyless-small", 2048, (27, 27), (), "ckks", 28, 22, 0, (22, 27), 2e-5, f"54 bits of 54 ({_HES}); no quantum claim"
+)
+# For a history instead of a vector (`he_inference.layouts.history`): the user vector is computed under all three data
+# primes, then the first one is divided away and the rest is the second set, with the same remaining primes and keys.
+# Their bound is for |u| = 2 (`layouts.tower.output_error`), seven deviations: u's rotations and rounding, sqrt(16 N)
+# 21 / 2^30 = 7.2e-6; rows, sqrt(N/8) |u| / 2^22 = 7.6e-6 |u|; folding, 2.3e-6 (weights at 2^32, fold-in rows at 2^24).
+HISTORY = Parameters(
+    "history", 8192, (27, 27, 27), (28, 28, 28), "ckks", 32, 22, 0, (28, 32), 1.25e-4,
+    f"165 bits of 165 ({_APPLE}), of 218 ({_HES})",
+)  # fmt: skip
+HISTORY_SCORES = Parameters(
+    "history-scores", 8192, (27, 27), (28, 28, 28), "ckks", 30, 22, 0, (28, 32), 1.25e-4,
+    f"a part of history: 138 bits of 165 ({_APPLE}), of 218 ({_HES})",
+)  # fmt: skip
+_HISTORY_SETS = {parameters.name: parameters for parameters in (HISTORY, HISTORY_SCORES)}
+DEFAULT = PQ
+_SETS = {parameters.name: parameters for parameters in (FAST, PQ, EXACT, KEYLESS, KEYLESS_SMALL)}
 NAMES = tuple(_SETS)
 
 
 def named(name: str) -> Parameters:
     """The set called `name`; raises `ConfigError` for any other text."""
     try:
-        return _SETS[name]
+        return _SETS[name] if name in _SETS else _HISTORY_SETS[name]
     except KeyError:
         raise ConfigError(
             f"got parameter set {name[:_LONGEST_NAME]!r}, expected one of {', '.join(NAMES)}",

@@ -1,36 +1,69 @@
-"""CKKS by SEAL: the only file that imports TenSEAL, and only its low-level binding.
+"""The client's cryptography: the only file that imports TenSEAL, and only its low-level binding (Microsoft SEAL).
 
-Guarantee: what `CkksEvaluator` loads has been checked for the parameter set, level, scale, size and validity before it
-is computed with; keys are made for named Galois elements only; no multiplication by a zero plaintext (its result would
-be a transparent ciphertext) can happen, because zero encodes to None. `CkksSession` holds the secret key and prints
-nothing of it. Objects pass through memory files, since the binding reads and writes paths only.
+SEAL draws the secret key and every error: `encrypt_zero_symmetric` gives a fresh pair (b, a) with b + a s = e. What is
+built on it is linear:
+
+    query    c1 = U(seed), c0 = (b + a s) - c1 s + m       a seeded ciphertext: SEAL's error, a mask that need not
+    travel key      a' = U(seed), b' = (b + a s) - a' s + P sigma(s)      for the automorphism sigma, P the special
+    primes' product result   y0 + y1 s modulo 2^bits                        from the leading bits that the server sent
+
+Why this is as secure as SEAL's own seeded encryption. b + a s is SEAL's error e exactly, since equality modulo the
+primes holds with no rounding, and e is independent of a, which is thrown away and never shown. So c0 = e - c1 s + m
+with c1 from the seed is one sample of ring learning with errors, its error drawn by SEAL, its public half by
+`ring.expand` instead of by SEAL: uniform if AES-256 with a public key is modelled as a random function, as SEAL's own
+generator (and that of Kyber) is. Samples under one key are independent as long as no public half and no error is used
+twice: every call takes 32 new random bytes as seed, a label of its own for each polynomial (`messages.query_mask`,
+`key_mask`; queries and keys differ in it) and a new SEAL error for each. Using one error for two ciphertexts would give
+m - m' away; it is never done.
+
+Evaluation keys are such samples modulo Q P that hide P sigma(s) instead of a message: a server that holds them learns
+nothing under the circular form of the same assumption (encryptions of functions of the key under itself), which every
+scheme with rotations makes (Fan and Vercauteren, section 4; SEAL's own `create_galois_keys` makes the same samples).
+Their modulus is the largest one under this key, and `Parameters` checks Q P, not Q, against the security tables.
+
+Guarantee: the secret key leaves an object as `secret_bytes` only and is printed nowhere; every ciphertext and key takes
+a fresh seed and a fresh SEAL error; no bytes from outside reach SEAL but a secret key of this file's own
+(`keys.KeyRing`).
 
 CKKS decryptions are noisy in a way that depends on the key: they must not be sent back to the server at full precision
-(Li and Micciancio, eprint 2020/1533; docs/threat-model.md). Scheme: Cheon, Kim, Kim, Song, eprint 2016/421.
+(Li and Micciancio, eprint 2020/1533; docs/threat-model.md). Schemes: Cheon, Kim, Kim, Song, eprint 2016/421; Fan,
+Vercauteren, eprint 2012/144. Seeded ciphertexts: SEAL, `Encryptor::encrypt_symmetric`.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tenseal
+import scipy.fft
 import tenseal.sealapi as seal
+import zstandard
 from numpy.typing import NDArray
 
-from he_inference import seal_file
+from he_inference import messages
 from he_inference.parameters import Parameters
-from he_inference.rounding import Dither
-from he_inference.seam import ComplexVector
-from veil.errors import CiphertextError, ConfigError, InputError
+from he_inference.ring import plain
+from he_inference.ring.expand import SEED_BYTES
+from he_inference.ring.moduli import galois_places, moduli
+from veil.errors import CiphertextError, ConfigError
 
 # What SEAL raises, as pybind11 maps it: invalid_argument, logic_error and out_of_range, bad_alloc.
 _SEAL_ERRORS = (ValueError, RuntimeError, IndexError, MemoryError)
+# Of a file: magic number, version, compression, size. Then come the members, each array with such a header and a
+# length: of a plaintext, identity of the parameters (32), count, scale; of a ciphertext, identity, form (1), three
+# counts, scale, correction factor.
+_SEAL_HEADER_BYTES = 16
+_PLAINTEXT_BYTES = 32 + 2 * 8 + _SEAL_HEADER_BYTES + 8
+_CIPHERTEXT_BYTES = 32 + 1 + 5 * 8 + _SEAL_HEADER_BYTES + 8
+Integers = NDArray[np.int64]
+Longs = NDArray[np.uint64]
 
 
 @contextmanager
@@ -60,242 +93,148 @@ def _write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _saved(save: Callable[[str], None]) -> bytes:
+def _saved(thing: Any) -> bytes:
     with _memory_file() as (path, descriptor):
-        save(str(path))
+        thing.save(str(path))
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def _loaded(load: Callable[[Any, str], None], context: Any, data: bytes, what: str) -> None:
-    with _memory_file(data) as (path, _):
-        try:
-            load(context, str(path))
-        except _SEAL_ERRORS:
-            # SEAL's own sentence may name internals of the object; the class of the problem is enough.
-            raise _misfit(what) from None
-
-
-def _misfit(what: str) -> CiphertextError:
-    return CiphertextError(
-        f"got {what} that is malformed or made under other parameters",
-        hint="ask the server for its parameters and make it anew",
-    )
-
-
-class _Context:
-    """SEAL's precomputed tables of one parameter set."""
-
-    def __init__(self, parameters: Parameters) -> None:
-        chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-        chosen.set_poly_modulus_degree(parameters.poly_modulus_degree)
-        chosen.set_coeff_modulus(
-            seal.CoeffModulus.Create(parameters.poly_modulus_degree, list(parameters.coeff_modulus_bits))
+def _residues(thing: Any, header_bytes: int, shape: tuple[int, ...]) -> Longs:
+    """uint64[shape]: the residues of a SEAL object, which follow its members; SEAL compresses both by Zstandard."""
+    count = math.prod(shape)
+    most = header_bytes + 8 * count
+    content = zstandard.ZstdDecompressor().decompressobj().decompress(_saved(thing)[_SEAL_HEADER_BYTES:])
+    if len(content) != most:
+        raise ConfigError(
+            f"got a SEAL object of {len(content)} bytes, expected {most}",
+            hint="this version reads files of SEAL 4 only",
         )
-        self.context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
-        if not self.context.parameters_set():
-            raise ConfigError(f"SEAL refuses {parameters.name}: {self.context.parameters_error_message()}")
-        self.parameters = parameters
-        self.encoder = seal.CKKSEncoder(self.context)
-        self.level = self.context.first_parms_id()
-
-    def ciphertext(self, data: bytes, what: str, scale: float) -> Any:
-        """A ciphertext of two polynomials under the data prime, at `scale`; raises `CiphertextError` for any other."""
-        ciphertext = seal.Ciphertext()
-        _loaded(ciphertext.load, self.context, data, what)
-        fits = (
-            seal.is_valid_for(ciphertext, self.context)
-            and ciphertext.size() == 2
-            and ciphertext.parms_id() == self.level
-            and ciphertext.is_ntt_form()
-            and ciphertext.scale == scale
-            and not ciphertext.is_transparent()
-        )
-        if not fits:
-            raise _misfit(what)
-        return ciphertext
+    return np.frombuffer(content, "<u8", offset=header_bytes).reshape(shape)
 
 
-class CkksEvaluator:
-    """The server's side: encoded items, ciphertexts and evaluation keys."""
-
-    def __init__(self, parameters: Parameters) -> None:
-        self._tables = _Context(parameters)
-        self._evaluator = seal.Evaluator(self._tables.context)
-        self._scale = 2.0**parameters.item_scale_bits
-        self._dither = Dither(parameters.poly_modulus_degree)
-
-    @property
-    def parameters(self) -> Parameters:
-        """The parameter set of everything that this evaluator accepts."""
-        return self._tables.parameters
-
-    def encode(self, values: ComplexVector) -> Any | None:
-        """Encodes complex128[slots] at the item scale, rounded without bias; None when it is the zero polynomial."""
-        plaintext = seal.Plaintext()
-        dithered = values + self._dither.slots(values) / self._scale
-        self._tables.encoder.encode(dithered.tolist(), self._tables.level, self._scale, plaintext)
-        return None if plaintext.is_zero() else plaintext
-
-    def unit(self) -> Any:
-        """The smallest plaintext that is not zero: 2^-item_scale_bits in every slot."""
-        plaintext = seal.Plaintext()
-        self._tables.encoder.encode(1.0 / self._scale, self._tables.level, self._scale, plaintext)
-        return plaintext
-
-    def load_query(self, data: bytes) -> Any:
-        """Reads a fresh query; raises `CiphertextError` unless it is exactly what `CkksSession.encrypt` makes."""
-        seal_file.check(data, "a query", limit_bytes=self.parameters.max_query_bytes)
-        return self._tables.ciphertext(data, "a query", 2.0**self.parameters.query_scale_bits)
-
-    def load_keys(self, data: bytes, elements: tuple[int, ...]) -> Any:
-        """Reads evaluation keys; raises `CiphertextError` unless they are for exactly those Galois elements."""
-        what = "evaluation keys"
-        seal_file.check(data, what, limit_bytes=self.parameters.max_key_bytes(len(elements)))
-        keys = seal.GaloisKeys()
-        context = self._tables.context
-        _loaded(keys.load, context, data, what)
-        try:
-            fits = (
-                keys.parms_id() == context.key_parms_id()
-                and keys.size() == len(elements)
-                and all(keys.has_key(element) for element in elements)
-                # SEAL 4.3.3 reads past a slot that holds fewer keys than there are data primes (fixed in 4.4.0).
-                and all(len(keys.key(element)) == 1 for element in elements)
-                and seal.is_valid_for(keys, context)
-                and all(_sound_key(key, context) for element in elements for key in keys.key(element))
-            )
-        except _SEAL_ERRORS:
-            fits = False
-        if not fits:
-            raise _misfit(what)
-        return keys
-
-    def multiply(self, ciphertext: Any, plaintext: Any) -> Any:
-        """The product with an encoded plaintext, slot by slot."""
-        product = seal.Ciphertext()
-        self._evaluator.multiply_plain(ciphertext, plaintext, product)
-        return product
-
-    def add_into(self, total: Any, ciphertext: Any) -> None:
-        """Adds `ciphertext` into `total`."""
-        self._evaluator.add_inplace(total, ciphertext)
-
-    def rotate(self, ciphertext: Any, step: int, keys: Any) -> Any:
-        """Slot s of the result is slot s + step of `ciphertext`; `keys` must hold the element of that step."""
-        rotated = seal.Ciphertext()
-        self._evaluator.apply_galois(ciphertext, self.parameters.element(step), keys, rotated)
-        return rotated
-
-    def save(self, ciphertext: Any) -> bytes:
-        """The bytes of a result. A set has one data prime, so it is at its smallest without a modulus switch."""
-        return _saved(ciphertext.save)
-
-
-def _sound_key(key: Any, context: Any) -> bool:
-    content = key.data()
-    return bool(
-        content.size() == 2
-        and content.is_ntt_form()
-        and seal.is_valid_for(key, context)
-        and not content.is_transparent()
-    )
-
-
-class CkksSession:
-    """The client's side: holds the secret key, which leaves it by `secret_bytes` only."""
+class SecretKey:
+    """One secret key. Threads may share it."""
 
     def __init__(self, parameters: Parameters, secret: bytes | None = None) -> None:
-        """A new key, or the one that `secret_bytes` gave; raises `CiphertextError` when that is not a key."""
-        self._tables = _Context(parameters)
-        context = self._tables.context
-        if secret is None:
-            self._generator = seal.KeyGenerator(context)
-        else:
-            key = seal.SecretKey()
-            _loaded(key.load, context, secret, "a secret key")
-            if not seal.is_valid_for(key, context):
-                raise _misfit("a secret key")
-            self._generator = seal.KeyGenerator(context, key)
-        self._secret = self._generator.secret_key()
+        """A fresh key, or the one that `secret_bytes` gave. Raises `CiphertextError` when those are of another set."""
+        chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
+        chosen.set_poly_modulus_degree(parameters.degree)
+        bits = [prime.bit_length() for prime in parameters.primes]
+        chosen.set_coeff_modulus(seal.CoeffModulus.Create(parameters.degree, bits))
+        context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
+        if not context.parameters_set():
+            raise ConfigError(f"SEAL refuses {parameters.name}: {context.parameters_error_message()}")
+        if tuple(prime.value() for prime in chosen.coeff_modulus()) != parameters.primes:
+            raise ConfigError(f"SEAL takes other primes for {parameters.name} than this version, expected the same")
+        self.parameters = parameters
+        self._context = context
+        self._secret = _loaded(context, secret) if secret is not None else seal.KeyGenerator(context).secret_key()
         self._encryptor = seal.Encryptor(context, self._secret)
-        self._decryptor = seal.Decryptor(context, self._secret)
+        self._levels = _levels(context)
+        self._ring = moduli(parameters.degree, parameters.primes)
+        self._s = _residues(self._secret, _PLAINTEXT_BYTES, (len(parameters.primes), parameters.degree))
+        first = plain.inverse(self._s, self._ring)[0].astype(np.int64)
+        coefficients = np.where(first > 1, first - parameters.primes[0], first)
+        if not np.isin(coefficients, (-1, 0, 1)).all():
+            raise CiphertextError("got a secret key with coefficients beyond -1, 0 and 1, expected one that SEAL made")
+        n = parameters.degree
+        self._twist = np.exp(1j * np.pi * np.arange(n) / n)
+        self._spectrum = scipy.fft.fft(coefficients * self._twist)
 
     def __repr__(self) -> str:
-        return f"CkksSession({self.parameters.name}, secret key hidden)"
-
-    @property
-    def parameters(self) -> Parameters:
-        """The parameter set of the key."""
-        return self._tables.parameters
-
-    def encrypt(self, values: NDArray[np.float64]) -> bytes:
-        """A fresh seeded ciphertext of float64[slots] at the query scale, |value| <= 1."""
-        if values.shape != (self.parameters.slots,) or not np.all(np.abs(values) <= 1.0 + 1e-9):
-            raise InputError(f"got values outside of float64[{self.parameters.slots}] in [-1, 1]")
-        plaintext = seal.Plaintext()
-        self._tables.encoder.encode(
-            values.tolist(), self._tables.level, 2.0**self.parameters.query_scale_bits, plaintext
-        )
-        return _saved(self._encryptor.encrypt_symmetric(plaintext).save)
-
-    def evaluation_keys(self, elements: tuple[int, ...]) -> bytes:
-        """Seeded keys for exactly those Galois elements (odd, 3 to 2N - 1)."""
-        largest = 2 * self.parameters.poly_modulus_degree
-        if not elements or any(element % 2 == 0 or not 3 <= element < largest for element in elements):
-            raise ConfigError(f"got Galois elements {elements}, expected odd ones from 3 to {largest - 1}")
-        return _saved(self._generator.create_galois_keys(list(elements)).save)
-
-    def decrypt(self, data: bytes) -> ComplexVector:
-        """complex128[slots] of a result; raises `CiphertextError` when `data` is not one under these parameters."""
-        what = "a response"
-        seal_file.check(data, what, limit_bytes=self.parameters.max_response_bytes)
-        scale = 2.0 ** (self.parameters.query_scale_bits + self.parameters.item_scale_bits)
-        ciphertext = self._tables.ciphertext(data, what, scale)
-        plaintext = seal.Plaintext()
-        self._decryptor.decrypt(ciphertext, plaintext)
-        return np.asarray(self._tables.encoder.decode_complex(plaintext), dtype=np.complex128)
+        return f"SecretKey({self.parameters.name})"
 
     def secret_bytes(self) -> bytes:
         """The secret key, for a key file. Never log or send it."""
-        return _saved(self._secret.save)
+        return _saved(self._secret)
+
+    def encrypt(self, polynomials: Integers) -> bytes:
+        """The query of int64[ciphertexts, N] (`Layout.query_polynomials`)."""
+        parameters = self.parameters
+        data = len(parameters.data_primes)
+        ring = moduli(parameters.degree, parameters.data_primes)
+        seed = secrets.token_bytes(SEED_BYTES)
+        plaintexts = plain.forward(plain.residues(polynomials, ring), ring)
+        q = ring.q[:, None]
+        first_halves = []
+        for number, plaintext in enumerate(plaintexts):
+            mask = messages.query_mask(parameters, seed, number).astype(np.uint64)
+            error = self._fresh_error(data)
+            first_halves.append((error + plaintext + q - mask * self._s[:data] % q) % q)
+        return messages.write_query(parameters, seed, np.stack(first_halves).astype(np.uint32))
+
+    def evaluation_keys(self, elements: Sequence[int]) -> bytes:
+        """Keys for exactly those Galois elements."""
+        parameters = self.parameters
+        q = self._ring.q[:, None]
+        product = 1
+        for prime in parameters.special_primes:
+            product *= prime
+        factor = np.array([product % prime for prime in parameters.primes], np.uint64)[:, None]
+        seed = secrets.token_bytes(SEED_BYTES)
+        first_halves = []
+        for element in elements:
+            mask = messages.key_mask(parameters, seed, element).astype(np.uint64)
+            turned = self._s[:, galois_places(parameters.degree, element)]
+            first_halves.append(
+                (self._fresh_error(len(parameters.primes)) + factor * turned % q + q - mask * self._s % q) % q
+            )
+        stacked = np.stack(first_halves) if first_halves else np.empty((0, len(parameters.primes), parameters.degree))
+        return messages.write_keys(parameters, seed, stacked.astype(np.uint32))
+
+    def decrypt(self, results: Sequence[bytes], places: NDArray[np.int64] | None) -> tuple[Integers, int]:
+        """int64[results, used coefficients] and the number of bits that they are modulo 2 to the power of.
+
+        places: `Layout.coefficient_places`. Raises `CiphertextError` when a result has another length.
+        """
+        n = self.parameters.degree
+        used = n if places is None else len(places)
+        first_bits, bits = self.parameters.response_bits
+        out = np.empty((len(results), used), np.int64)
+        half = 1 << (bits - 1)
+        for row, data in enumerate(results):
+            first, second = messages.read_result(self.parameters, data, used)
+            # y1 s in the ring, by floating point: |y1| < 2^31 and s ternary, so a sum stays below 2^44 and errors far
+            # below 1/2.
+            centred = second.astype(np.int64)
+            centred = ((centred + half) & ((1 << bits) - 1)) - half
+            product = scipy.fft.ifft(scipy.fft.fft(centred * self._twist) * self._spectrum)
+            exact = np.rint((product * self._twist.conj()).real).astype(np.int64)
+            if places is not None:
+                exact = exact[places]
+            total = (exact + (first.astype(np.int64) << (bits - first_bits))) & ((1 << bits) - 1)
+            out[row] = ((total + half) & ((1 << bits) - 1)) - half
+        return out, bits
+
+    def _fresh_error(self, primes: int) -> Longs:
+        """uint64[primes, N]: a fresh error of SEAL's, transformed, modulo the first primes."""
+        zero = seal.Ciphertext()
+        self._encryptor.encrypt_zero_symmetric(self._levels[primes], zero)
+        if not zero.is_ntt_form():
+            raise ConfigError("SEAL gave a ciphertext that is not transformed, expected one that is")
+        b, a = _residues(zero, _CIPHERTEXT_BYTES, (2, primes, self.parameters.degree))
+        q = self._ring.q[:primes, None]
+        error: Longs = (b + a * self._s[:primes] % q) % q
+        return error
 
 
-class TensealMatmul:
-    """What TenSEAL itself offers for the same task, by its usual recipe; `veil bench score` measures against it.
+def _levels(context: Any) -> dict[int, Any]:
+    """SEAL's name for the parameters with so many primes; each level drops the last prime of the one before."""
+    level, result = context.key_context_data(), {}
+    while level is not None:
+        result[len(level.parms().coeff_modulus())] = level.parms_id()
+        level = level.next_context_data()
+    return result
 
-    N = 8192, primes of 60, 40 and 60 bits, scale 2^40, one thread. `items` is float64[M, d]; they are multiplied 4096
-    at a time, as one call with more columns than slots gives wrong numbers without an error.
-    """
 
-    _SLOTS = 4096
-
-    def __init__(self, items: NDArray[np.float64]) -> None:
-        self._context = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS, poly_modulus_degree=8192, coeff_mod_bit_sizes=[60, 40, 60], n_threads=1
-        )
-        self._context.global_scale = 2.0**40
-        self._context.generate_galois_keys()
-        self._columns = [items[start : start + self._SLOTS].T.tolist() for start in range(0, len(items), self._SLOTS)]
-
-    def key_bytes(self) -> int:
-        """Bytes of the public context that a client must upload once."""
-        public = {"save_public_key": True, "save_secret_key": False, "save_galois_keys": True, "save_relin_keys": False}
-        return len(self._context.serialize(**public))
-
-    def encrypt(self, query: NDArray[np.float64]) -> Any:
-        """An encrypted float64[d]."""
-        return tenseal.ckks_vector(self._context, query.tolist())
-
-    def score(self, query: Any) -> list[Any]:
-        """The encrypted products with all items, 4096 in each."""
-        return [query.matmul(columns) for columns in self._columns]
-
-    @staticmethod
-    def decrypt(scores: list[Any]) -> NDArray[np.float64]:
-        """float64[M]."""
-        return np.concatenate([np.asarray(part.decrypt(), dtype=np.float64) for part in scores])
-
-    @staticmethod
-    def size_bytes(*vectors: Any) -> int:
-        """Serialised size of encrypted vectors."""
-        return sum(len(vector.serialize()) for vector in vectors)
+def _loaded(context: Any, secret: bytes) -> Any:
+    key = seal.SecretKey()
+    with _memory_file(secret) as (path, _):
+        try:
+            key.load(context, str(path))
+        except _SEAL_ERRORS:
+            # SEAL's own sentence may name internals of the object; the class of the problem is enough.
+            raise CiphertextError(
+                "got a secret key that is malformed or of another parameter set", hint="make a new one: rotate the keys"
+            ) from None
+    return key

@@ -5,63 +5,85 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import tenseal.sealapi as seal
 
-from he_inference.parameters import DEFAULT, NAMES, SESSION_4096, SESSION_8192, named
+from he_inference.parameters import DEFAULT, EXACT, FAST, KEYLESS, KEYLESS_SMALL, NAMES, PQ, named
 from veil.errors import ConfigError
 
 
 def test_the_default_is_within_the_post_quantum_table() -> None:
-    assert DEFAULT is SESSION_8192
-    assert DEFAULT.post_quantum and DEFAULT.modulus_bits == 114
-    assert not SESSION_4096.post_quantum and SESSION_4096.modulus_bits == 109
+    assert DEFAULT is PQ
+    assert [(p.name, p.modulus_bits, p.post_quantum) for p in (FAST, PQ, EXACT, KEYLESS, KEYLESS_SMALL)] == [
+        ("fast", 109, False),
+        ("pq", 109, True),
+        ("exact", 109, False),
+        ("keyless", 54, True),
+        ("keyless-small", 54, False),
+    ]
     assert [named(name).name for name in NAMES] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seal_allows_the_whole_modulus_at_128_bits(name: str) -> None:
+    parameters = named(name)
+    assert parameters.modulus_bits <= seal.CoeffModulus.MaxBitCount(parameters.degree, seal.SEC_LEVEL_TYPE.TC128)
+    assert parameters.modulus_bits == sum(prime.bit_length() for prime in parameters.primes)
+    assert len(set(parameters.primes)) == len(parameters.primes)
+    assert all(prime % (2 * parameters.degree) == 1 for prime in parameters.primes)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"poly_modulus_degree": 1024},
-        {"poly_modulus_degree": 5000},
-        {"coeff_modulus_bits": (52, 58)},  # 110 bits at N = 4096
-        {"coeff_modulus_bits": (52,)},
-        {"coeff_modulus_bits": (57, 52)},
-        {"coeff_modulus_bits": (10, 60)},
+        {"degree": 1024},
+        {"degree": 5000},
+        {"data_bits": (28, 27)},  # 110 bits at N = 4096
+        {"data_bits": (27,)},
+        {"data_bits": (27, 19)},
+        {"data_bits": (27, 29)},
+        {"data_bits": (20, 20, 20)},
+        {"special_bits": (27,)},
+        {"special_bits": (26, 26)},  # fewer bits than the data primes
         {"query_scale_bits": 31},  # the product would wrap
         {"item_scale_bits": 4},
+        {"response_bits": (30, 26)},
+        {"response_bits": (26, 33)},
+        {"response_bits": (7, 30)},
         {"score_error": float("nan")},
         {"score_error": 0.0},
+        {"score_error": 1.0},
         {"name": ""},
         {"name": "x" * 100},
     ],
 )
 def test_weak_or_useless_numbers_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        dataclasses.replace(SESSION_4096, **change)  # type: ignore[arg-type]
+        dataclasses.replace(FAST, **change)  # type: ignore[arg-type]
 
 
-def test_the_digest_covers_every_field() -> None:
-    changes: list[dict[str, object]] = [
-        {"name": "other"},
-        {"poly_modulus_degree": 8192},
-        {"coeff_modulus_bits": (52, 56)},
-        {"query_scale_bits": 28},
-        {"item_scale_bits": 19},
-        {"score_error": 2e-4},
-        {"security": "none"},
-    ]
-    assert {field.name for field in dataclasses.fields(SESSION_4096)} == {name for c in changes for name in c}
-    digests = {dataclasses.replace(SESSION_4096, **change).digest for change in changes}  # type: ignore[arg-type]
-    assert len(digests | {SESSION_4096.digest}) == len(changes) + 1
+def test_the_plain_modulus_of_the_exact_set_has_slots() -> None:
+    for modulus in (114688, 65539, 0):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(EXACT, plain_modulus=modulus)
 
 
-def test_sets_are_immutable_and_unknown_names_are_refused() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SESSION_4096.name = "other"  # type: ignore[misc]
-    with pytest.raises(ConfigError, match="session-8192"):
-        named("session-2048")
+@pytest.mark.parametrize("name", ["", "nonsense", "FAST", "fast ", "x" * 10_000])
+def test_other_names_are_refused_shortly(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        named(name)
+    assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("step", [0, -1, 2048])
-def test_rotations_outside_of_the_slots_have_no_element(step: int) -> None:
-    with pytest.raises(ConfigError):
-        SESSION_4096.element(step)
+def test_digests_tell_sets_apart_in_every_field() -> None:
+    digests = {named(name).digest for name in NAMES}
+    assert len(digests) == len(NAMES) and all(len(digest) == 32 for digest in digests)
+    for change in ({"response_bits": (25, 30)}, {"score_error": 2e-4}, {"item_scale_bits": 21}, {"security": "other"}):
+        assert dataclasses.replace(FAST, **change).digest != FAST.digest
+
+
+def test_rotations_by_nothing_or_all_are_no_elements() -> None:
+    assert FAST.element(1) == 3 and FAST.element(2) == 9
+    assert FAST.element(2047) * 3 % 8192 == pow(3, 2048, 8192) == 1
+    for step in (0, -1, 2048):
+        with pytest.raises(ConfigError):
+            FAST.element(step)

@@ -1,214 +1,121 @@
-"""The wrapper around SEAL: what it makes, what it refuses, and what it never shows."""
+"""The client's cryptography: right, fresh each time, and silent about the key."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tenseal.sealapi as seal
 
-from he_inference.packing import SessionLayout
-from he_inference.parameters import SESSION_4096, SESSION_8192, Parameters
-from he_inference.rounding import Dither
-from he_inference.scheme import CkksEvaluator, CkksSession
-from he_inference.scoring import encode_items, score
-from veil.errors import CiphertextError, ConfigError, InputError
+from he_inference import messages
+from he_inference.parameters import EXACT, FAST, KEYLESS_SMALL, PQ, Parameters
+from he_inference.ring import plain
+from he_inference.ring.bits import pack
+from he_inference.ring.moduli import galois_places, moduli
+from he_inference.scheme import SecretKey
+from tests.unit.he_inference.ring.polynomials import centred
+from veil.errors import CiphertextError
 
-SLOTS = SESSION_4096.slots
-ELEMENTS = (3, SESSION_4096.element(8))
-
-
-@pytest.fixture(scope="module")
-def session() -> CkksSession:
-    return CkksSession(SESSION_4096)
+_SETS = pytest.mark.parametrize("parameters", [FAST, PQ, EXACT, KEYLESS_SMALL], ids=lambda p: p.name)
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> CkksEvaluator:
-    return CkksEvaluator(SESSION_4096)
+def _errors(key: SecretKey, query: bytes, message: np.ndarray) -> np.ndarray:
+    """What decryption gives beyond the message, as integers."""
+    ring = moduli(key.parameters.degree, key.parameters.data_primes)
+    read = messages.read_query(key.parameters, query, len(message)).astype(np.uint64)
+    s, q = key._s[: len(ring.primes)], ring.q[:, None]
+    found = centred(plain.inverse((read[:, 0] + read[:, 1] * s) % q, ring), ring)
+    result: np.ndarray = (found - message).astype(np.int64)
+    return result
 
 
-class Forger:
-    """A client that makes its objects with SEAL itself, as it likes."""
-
-    def __init__(self, primes: list[int], folder: Path, degree: int = 4096) -> None:
-        chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-        chosen.set_poly_modulus_degree(degree)
-        chosen.set_coeff_modulus(seal.CoeffModulus.Create(degree, primes))
-        self.context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.NONE)
-        self.generator = seal.KeyGenerator(self.context)
-        self.encoder = seal.CKKSEncoder(self.context)
-        self.encryptor = seal.Encryptor(self.context, self.generator.secret_key())
-        self.slots = degree // 2
-        self.folder = folder
-
-    def plaintext(self, scale_bits: int) -> seal.Plaintext:
-        plaintext = seal.Plaintext()
-        self.encoder.encode([0.5] * self.slots, 2.0**scale_bits, plaintext)
-        return plaintext
-
-    def saved(self, thing: object) -> bytes:
-        path = self.folder / "object"
-        thing.save(str(path))  # type: ignore[attr-defined]
-        return path.read_bytes()
-
-    def ciphertext(self, scale_bits: int) -> seal.Ciphertext:
-        ciphertext = seal.Ciphertext()
-        self.encryptor.encrypt_symmetric(self.plaintext(scale_bits), ciphertext)
-        return ciphertext
+@_SETS
+def test_a_query_holds_the_message_and_seals_errors(parameters: Parameters) -> None:
+    key = SecretKey(parameters)
+    message = np.random.default_rng(0).integers(-(2**50), 2**50, (5, parameters.degree))
+    errors = _errors(key, key.encrypt(message), message)
+    assert abs(errors).max() <= 21  # a difference of two sums of 21 bits
+    assert abs(errors.var() - 10.5) < 1.0
+    assert abs(errors.mean()) < 0.3
+    # One error for each ciphertext: none is used twice, which would give differences of messages away.
+    again = _errors(key, key.encrypt(message), message)
+    rows = [row.tobytes() for row in (*errors, *again)]
+    assert len(set(rows)) == 10
+    for first in range(5):
+        for second in range(first):
+            correlation = np.corrcoef(errors[first], errors[second])[0, 1]
+            assert abs(correlation) < 6 / np.sqrt(parameters.degree)
 
 
-def test_a_query_and_a_result_survive_the_way(session: CkksSession, evaluator: CkksEvaluator) -> None:
-    values = np.linspace(-1, 1, SLOTS)
-    plaintext = evaluator.encode(np.full(SLOTS, 0.5 - 0.25j))
-    keys = evaluator.load_keys(session.evaluation_keys(ELEMENTS), ELEMENTS)
-    query = evaluator.load_query(session.encrypt(values))
-    product = evaluator.multiply(evaluator.rotate(query, 8, keys), plaintext)
-    evaluator.add_into(product, evaluator.multiply(query, plaintext))
-    found = session.decrypt(evaluator.save(product))
-    np.testing.assert_allclose(found, (np.roll(values, -8) + values) * (0.5 - 0.25j), atol=1e-4)
+def test_evaluation_keys_hide_the_turned_key_under_fresh_errors() -> None:
+    key, elements = SecretKey(FAST), (FAST.element(1), FAST.element(8))
+    made = messages.read_keys(FAST, key.evaluation_keys(elements), elements).astype(np.uint64)
+    ring = moduli(FAST.degree, FAST.primes)
+    product, q = FAST.special_primes[0] * FAST.special_primes[1], ring.q[:, None]
+    factor = np.array([product % prime for prime in FAST.primes], np.uint64)[:, None]
+    for (b, a), element in zip(made, elements, strict=True):
+        target = factor * key._s[:, galois_places(FAST.degree, element)] % q
+        error = centred(plain.inverse((b + a * key._s % q + q - target) % q, ring), ring)
+        assert 5 <= abs(error).max() <= 21
 
 
-def test_keys_are_for_elements_not_for_steps(session: CkksSession, evaluator: CkksEvaluator) -> None:
-    """In the binding, a list of steps [1, 3] silently makes keys for elements 1 and 3, that is, for step 1 only."""
-    keys = evaluator.load_keys(session.evaluation_keys(ELEMENTS), ELEMENTS)
-    assert keys.size() == 2
-    assert keys.has_key(3) and keys.has_key(pow(3, 8, 8192))
-    for elements in ((), (1,), (2, 3), (8193,)):
-        with pytest.raises(ConfigError, match="Galois"):
-            session.evaluation_keys(elements)
+def test_every_call_takes_a_new_seed() -> None:
+    key, message = SecretKey(FAST), np.zeros((1, FAST.degree), np.int64)
+    seeds = {key.encrypt(message)[:32] for _ in range(8)} | {key.evaluation_keys((3,))[:32] for _ in range(8)}
+    assert len(seeds) == 16
+    seed = b"s" * 32
+    # The same seed would still give other masks to queries and keys.
+    assert (messages.query_mask(FAST, seed, 3)[0] == messages.key_mask(FAST, seed, 3)[0]).mean() < 0.01
 
 
-def test_queries_are_seeded_and_fresh(session: CkksSession) -> None:
-    values = np.zeros(SLOTS)
-    first, second = session.encrypt(values), session.encrypt(values)
-    assert first != second
-    assert len(first) < 8 * 4096, "one polynomial of two, the other by its seed"
+@_SETS
+def test_a_key_goes_to_bytes_and_back(parameters: Parameters) -> None:
+    key = SecretKey(parameters)
+    again = SecretKey(parameters, key.secret_bytes())
+    assert np.array_equal(key._s, again._s)
+    message = np.random.default_rng(1).integers(-1000, 1000, (1, parameters.degree))
+    assert abs(_errors(again, key.encrypt(message), message)).max() <= 21
+    assert not np.array_equal(key._s, SecretKey(parameters)._s)
 
 
-def test_zero_plaintexts_become_none_and_the_unit_does_not(evaluator: CkksEvaluator) -> None:
-    assert evaluator.encode(np.zeros(SLOTS, dtype=np.complex128)) is None
-    assert not evaluator.unit().is_zero()
+def test_bytes_that_are_no_key_of_the_set_are_refused() -> None:
+    good = SecretKey(FAST).secret_bytes()
+    for wrong in (b"", b"x", good[:-1], good[:100], SecretKey(PQ).secret_bytes(), b"\x00" * len(good)):
+        with pytest.raises(CiphertextError) as caught:
+            SecretKey(FAST, wrong)
+        assert caught.value.__cause__ is None
 
 
-def test_other_parameters_are_refused_both_ways(evaluator: CkksEvaluator) -> None:
-    other = CkksSession(SESSION_8192)
-    with pytest.raises(CiphertextError):
-        evaluator.load_query(other.encrypt(np.zeros(SESSION_8192.slots)))
-    with pytest.raises(CiphertextError):
-        evaluator.load_keys(other.evaluation_keys(ELEMENTS), ELEMENTS)
-
-
-def test_the_same_sizes_under_other_primes_are_refused(evaluator: CkksEvaluator, tmp_path: Path) -> None:
-    forger = Forger([51, 57], tmp_path)
-    with pytest.raises(CiphertextError, match="other parameters"):
-        evaluator.load_query(forger.saved(forger.encryptor.encrypt_symmetric(forger.plaintext(29))))
-    with pytest.raises(CiphertextError, match="other parameters"):
-        evaluator.load_keys(forger.saved(forger.generator.create_galois_keys(list(ELEMENTS))), ELEMENTS)
-
-
-def test_ciphertexts_of_another_shape_are_refused(evaluator: CkksEvaluator, tmp_path: Path) -> None:
-    forger = Forger(list(SESSION_4096.coeff_modulus_bits), tmp_path)
-    good = forger.saved(forger.encryptor.encrypt_symmetric(forger.plaintext(SESSION_4096.query_scale_bits)))
-    evaluator.load_query(good)
-
-    with pytest.raises(CiphertextError):  # another scale
-        evaluator.load_query(forger.saved(forger.encryptor.encrypt_symmetric(forger.plaintext(28))))
-    with pytest.raises(CiphertextError, match="expected at most"):  # not seeded: twice as large
-        evaluator.load_query(forger.saved(forger.ciphertext(SESSION_4096.query_scale_bits)))
-
-    tables = evaluator._tables  # past the size cap, for the checks behind it
-    scale = 2.0 ** (SESSION_4096.query_scale_bits + SESSION_4096.item_scale_bits)
-    base = forger.ciphertext(SESSION_4096.query_scale_bits // 2)
-    cube, coefficients = seal.Ciphertext(), seal.Ciphertext()
-    tools = seal.Evaluator(forger.context)
-    tools.multiply(base, base, cube)
-    assert cube.size() == 3
-    for forged, expected in ((cube, cube.scale), (forger.ciphertext(29), scale)):
+def test_results_decrypt_from_their_leading_bits() -> None:
+    key, generator = SecretKey(FAST), np.random.default_rng(2)
+    first_bits, bits = FAST.response_bits
+    n = FAST.degree
+    second = generator.integers(0, 1 << bits, n).astype(np.uint32)
+    first = generator.integers(0, 1 << first_bits, n).astype(np.uint32)
+    data = pack(second, bits) + pack(first, first_bits)
+    numbers, got_bits = key.decrypt([data], None)
+    assert got_bits == bits and numbers.shape == (1, n)
+    # y1 s by the schoolbook, modulo X^N + 1 and 2^bits
+    s = plain.inverse(key._s, moduli(n, FAST.primes))[0].astype(np.int64)
+    s = np.where(s > 1, s - FAST.primes[0], s)
+    full = np.convolve(second.astype(np.int64), s)
+    full[: n - 1] -= full[n:]
+    expected = full[:n] + (first.astype(np.int64) << (bits - first_bits))
+    assert ((expected - numbers[0]) % (1 << bits) == 0).all()
+    assert numbers.min() >= -(1 << (bits - 1)) and numbers.max() < 1 << (bits - 1)
+    for wrong in (data[:-1], data + b"\x00", b""):
         with pytest.raises(CiphertextError):
-            tables.ciphertext(forger.saved(forged), "a query", expected)
-    tools.transform_from_ntt(base, coefficients)
-    with pytest.raises(CiphertextError):
-        tables.ciphertext(forger.saved(coefficients), "a query", base.scale)
+            key.decrypt([wrong], None)
 
 
-def test_keys_for_other_elements_are_refused(session: CkksSession, evaluator: CkksEvaluator) -> None:
-    for elements in ((3,), (3, 9), (*ELEMENTS, 9)):
-        with pytest.raises(CiphertextError):
-            evaluator.load_keys(session.evaluation_keys(elements), ELEMENTS)
+def test_threads_share_a_key() -> None:
+    key, message = SecretKey(FAST), np.zeros((1, FAST.degree), np.int64)
+    with ThreadPoolExecutor(4) as pool:
+        queries = list(pool.map(lambda _: key.encrypt(message), range(16)))
+    errors = [_errors(key, query, message) for query in queries]
+    assert len({error.tobytes() for error in errors}) == 16
+    assert max(abs(error).max() for error in errors) <= 21
 
 
-def test_a_query_is_no_key_and_a_key_no_query(session: CkksSession, evaluator: CkksEvaluator) -> None:
-    with pytest.raises(CiphertextError):
-        evaluator.load_keys(session.encrypt(np.zeros(SLOTS)), ELEMENTS)
-    with pytest.raises(CiphertextError):
-        evaluator.load_query(session.evaluation_keys((3,)))
-
-
-def test_another_key_decrypts_to_noise(session: CkksSession) -> None:
-    evaluator = CkksEvaluator(SESSION_4096)
-    layout = SessionLayout(SESSION_4096, 10, 8)
-    rows = np.eye(10, 8)
-    keys = evaluator.load_keys(session.evaluation_keys(layout.galois_elements), layout.galois_elements)
-    query = evaluator.load_query(session.encrypt(layout.pack_query(np.eye(8)[0])))
-    (answer,) = score(evaluator, encode_items(evaluator, layout, rows), query, keys)
-    data = evaluator.save(answer)
-    assert np.abs(layout.unpack([session.decrypt(data)]) - rows[:, 0]).max() < SESSION_4096.score_error
-    stranger = layout.unpack([CkksSession(SESSION_4096).decrypt(data)])
-    assert np.abs(stranger).min() > 1e-3
-
-
-def test_the_secret_key_is_shown_nowhere_and_can_be_restored(session: CkksSession) -> None:
-    secret = session.secret_bytes()
-    again = CkksSession(SESSION_4096, secret)
-    assert again.secret_bytes()[16:] == secret[16:]
-    assert "hidden" in repr(session) and "0x" not in repr(session)
-    with pytest.raises(CiphertextError, match="a secret key"):
-        CkksSession(SESSION_4096, os.urandom(200))
-    with pytest.raises(CiphertextError, match="a secret key"):
-        CkksSession(SESSION_8192, secret)
-
-
-@pytest.mark.parametrize("values", [np.zeros(3), np.full(SLOTS, 1.5), np.full(SLOTS, np.nan)])
-def test_values_that_do_not_fit_are_refused(session: CkksSession, values: np.ndarray) -> None:  # type: ignore[type-arg]
-    with pytest.raises(InputError):
-        session.encrypt(values)
-
-
-def test_responses_are_gated_too(session: CkksSession) -> None:
-    for data in (b"", b"\0" * 100, session.encrypt(np.zeros(SLOTS)), b"x" * 200_000):
-        with pytest.raises(CiphertextError):
-            session.decrypt(data)
-
-
-@pytest.mark.parametrize("parameters", [SESSION_4096, SESSION_8192], ids=lambda p: p.name)
-def test_rounding_is_unbiased_for_values_below_the_step(parameters: Parameters) -> None:
-    """A lone item whose other entries would all round to zero: its score keeps them."""
-    rows = np.full((1, 128), 8e-4)
-    rows[0, 0] = np.sqrt(1 - 127 * 64e-8)
-    vector = np.full(128, 1 / np.sqrt(127))
-    vector[0] = 0
-    evaluator, session = CkksEvaluator(parameters), CkksSession(parameters)
-    layout = SessionLayout(parameters, 1, 128)
-    keys = evaluator.load_keys(session.evaluation_keys(layout.galois_elements), layout.galois_elements)
-    query = evaluator.load_query(session.encrypt(layout.pack_query(vector)))
-    answers = score(evaluator, encode_items(evaluator, layout, rows), query, keys)
-    (found,) = layout.unpack([session.decrypt(evaluator.save(answer)) for answer in answers])
-    assert rows[0] @ vector > 50 * parameters.score_error
-    assert abs(found - rows[0] @ vector) < parameters.score_error
-
-
-def test_the_dither_lies_where_the_encoder_puts_coefficients(evaluator: CkksEvaluator) -> None:
-    """Its coefficients stay below one half: alone it rounds to the zero polynomial, twice itself does not."""
-    dither = Dither(4096)
-    values = np.random.default_rng(3).normal(size=SLOTS) + 0j
-    noise = dither.slots(values) * 2.0**-SESSION_4096.item_scale_bits
-    plaintext = seal.Plaintext()
-    encoder, level = evaluator._tables.encoder, evaluator._tables.level
-    encoder.encode(noise.tolist(), level, 2.0**SESSION_4096.item_scale_bits, plaintext)
-    assert plaintext.is_zero()
-    encoder.encode((2 * noise).tolist(), level, 2.0**SESSION_4096.item_scale_bits, plaintext)
-    assert not plaintext.is_zero()
-    np.testing.assert_array_equal(dither.slots(values), dither.slots(values.copy()))
+def test_a_key_prints_its_kind_only() -> None:
+    assert repr(SecretKey(FAST)) == "SecretKey(fast)"
