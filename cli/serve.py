@@ -20,9 +20,18 @@ def serve(
     signers: Annotated[
         str | None, typer.Option(help="Parties that must have signed the model, comma-separated.")
     ] = None,
-    state: Annotated[Path | None, typer.Option(help="Directory for clients' evaluation keys.")] = None,
-    params: Annotated[str | None, typer.Option(help="Parameter set: session-8192 or session-4096.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that compute, one core each.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory for index files, clients' evaluation keys and counts of queries.")
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(help="Ways to ask, the preferred one first, comma-separated: fast, pq, exact, keyless, …"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute; 0: one for each core.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Where the arithmetic runs: process, or ray: in shards on a Ray cluster ([engine.ray])."),
+    ] = None,
 ) -> None:
     """Serve a published model to clients that send encrypted vectors. Options override the file.
 
@@ -30,17 +39,17 @@ def serve(
 
     Example: veil serve --model model --credentials certs/scoring-main --listen 0.0.0.0:7440 --signers alpha,beta
     """
-    from he_inference import config as configs
     from he_inference.__main__ import run
+    from he_inference.service import config as configs
     from veil.errors import ConfigError
 
     given: dict[str, Any] = {
         "model": model,
         "credentials": credentials,
         "listen": listen,
-        "require_signers": tuple(name.strip() for name in signers.split(",")) if signers else None,
+        "require_signers": _names(signers),
         "state": state,
-        "parameters": params,
+        "offers": _names(params),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     if config is None:
@@ -49,17 +58,24 @@ def serve(
         if missing:
             raise ConfigError(f"got neither --config nor {', '.join(missing)}", hint="give a file, or these options")
         chosen.setdefault("state", Path("state/scoring"))
-        settings = configs.check(_with_workers(chosen, workers), Path.cwd(), source="options")
+        settings = configs.check(_nested(chosen, threads, engine), Path.cwd(), source="options")
     else:
         base = configs.load(config).model_dump()
         for name in ("model", "credentials", "state"):
             if name in chosen:
                 chosen[name] = Path.cwd() / chosen[name]
-        settings = configs.check(_with_workers({**base, **chosen}, workers), Path.cwd(), source=str(config))
-    run(settings, ready=lambda line: typer.echo(line, err=True))
+        settings = configs.check(_nested({**base, **chosen}, threads, engine), Path.cwd(), source=str(config))
+    run(settings, lambda line: typer.echo(line, err=True), config)
 
 
-def _with_workers(document: dict[str, Any], workers: int | None) -> dict[str, Any]:
-    if workers is None:
-        return document
-    return {**document, "load": {**document.get("load", {}), "workers": workers}}
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def _nested(document: dict[str, Any], threads: int | None, engine: str | None) -> dict[str, Any]:
+    """The document with options that stand in sections of the file."""
+    changed = dict(document)
+    for section, key, value in (("load", "threads", threads), ("engine", "kind", engine)):
+        if value is not None:
+            changed[section] = {**changed.get(section, {}), key: value}
+    return changed

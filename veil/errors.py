@@ -10,6 +10,8 @@
     │   └── SignatureError          a signature does not verify
     ├── PolicyError             a party refuses, by its own rules
     │   ├── BudgetError             the privacy budget does not cover it
+    │   │   └── QueryBudgetError        a client's budget of queries to one model is spent
+    │   ├── LimitError              too many calls at once or in too short a time
     │   └── RevealError             an opening that the signed job does not list
     ├── PeerError               another participant failed; `culprits` names who
     │   ├── PeerLost                the connection to it ended or timed out
@@ -96,6 +98,26 @@ class BudgetError(PolicyError):
     """The privacy budget does not cover what was asked."""
 
     code = "BUDGET"
+
+
+class QueryBudgetError(BudgetError):
+    """A client's budget of queries to one model is spent. `retry_after_s`: when it renews; None when it never does."""
+
+    code = "QUERY_BUDGET"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class LimitError(PolicyError):
+    """Too many calls at once or in too short a time. `retry_after_s`: when one more may pass, as far as is known."""
+
+    code = "LIMIT"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class RevealError(PolicyError):

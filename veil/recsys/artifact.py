@@ -64,6 +64,16 @@ class ClientArtifact:
     titles: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class TitlesArtifact:
+    """The verified part for a client whose history the server folds in: as `Artifact`, without numbers."""
+
+    manifest: Manifest
+    digest: bytes
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+
+
 def build_files(spec: JobSpec, catalogue: Catalogue, model: Model) -> dict[FileName, bytes]:
     """The four files that a manifest lists. Raises `ArtifactError` when model, catalogue and job do not fit."""
     if (spec.catalogue.digest, model.items) != (catalogue.digest, catalogue.items):
@@ -141,6 +151,14 @@ def load_client(
     client = _tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
     fold_in = FoldIn(client["fold_in"], client["norm_terms"], manifest.collaborative, manifest.taste_centre)
     return ClientArtifact(fold_in, manifest, digest, ids, titles)
+
+
+def load_titles(
+    directory: Path, authority_pem: bytes, *, require_signers: Sequence[Identity] | None = None
+) -> TitlesArtifact:
+    """Reads and verifies manifest and items.jsonl; every other file may be absent. Otherwise as `load_model`."""
+    manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
+    return TitlesArtifact(manifest, digest, *_items(directory, manifest))
 
 
 def verify_manifest(

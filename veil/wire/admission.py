@@ -8,8 +8,10 @@ raises becomes a status by `veil.wire.status`. Refusals of (1) to (3) are logged
 A caller whom (3) refuses occupies no worker, whatever it leaves unsent: no byte of a request is waited for before.
 What every role may call (health, reflection) gets `_PUBLIC_CALLS` workers at most, each for `_PUBLIC_WITHIN_S` at most.
 
-Chain and key possession were verified by TLS before. Callers without a certificate of this authority fail there and
-are not seen here (see `veil.wire.probe`).
+Chain and key possession were verified by TLS before. On a mutual port callers without a certificate of this authority
+fail there and are not seen here (see `veil.wire.probe`). On a port for tokens nobody shows a certificate: such a call
+reaches only a service with a check for bearer tokens, and only when its token (RFC 6750, section 2.1, as metadata
+`authorization: Bearer ...`) passes; every other one ends with UNAUTHENTICATED and one and the same sentence.
 """
 
 from __future__ import annotations
@@ -41,6 +43,12 @@ _PUBLIC = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 _PUBLIC_CALLS = 4
 _PUBLIC_WITHIN_S = 20.0
 _LOOK_EVERY_S = 0.5
+_LONGEST_TOKEN = 256
+# strangers may call at a port for tokens; they must not be able to fill the log
+_QUIET_S = 1.0
+
+BearerCheck = Callable[[str], object]
+"""Raises `IdentityError` unless the token is one that is known; what it returns is not looked at."""
 _log = logging.getLogger("veil.wire.server")
 
 
@@ -61,6 +69,31 @@ def caller(context: grpc.ServicerContext) -> Identity:
     return identity
 
 
+def bearer_token(context: grpc.ServicerContext) -> str:
+    """The token of a call without a client certificate; raises `IdentityError` when there is none or a certificate.
+
+    It has to be judged by whoever asks for it. Never log or keep it.
+    """
+    # the stubs of gRPC type the list of values as one value
+    connection: Mapping[str, Any] = context.auth_context()
+    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    kind, _, token = str(found[0]).partition(" ") if len(found) == 1 else ("", "", "")
+    over_tls = connection.get("transport_security_type") == [b"ssl"]
+    if (
+        not over_tls
+        or connection.get("x509_pem_cert")
+        or kind.lower() != "bearer"
+        or not 0 < len(token) <= _LONGEST_TOKEN
+    ):
+        raise no_token()
+    return token
+
+
+def no_token() -> IdentityError:
+    """The one answer to every token that is absent, malformed, unknown, expired or revoked."""
+    return IdentityError("got no client certificate and no valid token, expected one of them")
+
+
 @lru_cache(maxsize=1024)
 def _claims(certificate_pem: bytes) -> tuple[Identity, datetime, datetime]:
     """Identity and dates of a certificate that TLS has verified; kept, since every call asks."""
@@ -70,11 +103,19 @@ def _claims(certificate_pem: bytes) -> tuple[Identity, datetime, datetime]:
 
 
 class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """The interceptor of every server that `serve` makes. `roles` maps full service names to the roles admitted."""
+    """The interceptor of every server that `serve` makes.
 
-    def __init__(self, own: Identity, roles: Mapping[str, frozenset[Role]]) -> None:
+    `roles` maps full service names to the roles admitted, `bearers` those that take tokens to what judges a token.
+    """
+
+    def __init__(
+        self, own: Identity, roles: Mapping[str, frozenset[Role]], bearers: Mapping[str, BearerCheck] | None = None
+    ) -> None:
         self._own = own
         self._roles = dict(roles)
+        self._bearers = dict(bearers or {})
+        self._quiet = threading.Lock()
+        self._quiet_until = 0.0
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._public_calls = threading.BoundedSemaphore(_PUBLIC_CALLS)
 
@@ -162,6 +203,34 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def _admit(self, method: str, context: grpc.ServicerContext, unary: bool) -> None:
         """Steps 1 to 4; ends the call with a status where one fails."""
+        service = _service(method)
+        if self._bearers and not context.auth_context().get("x509_pem_cert"):
+            self._admit_bearer(method, service, context)
+            self._meant(method, context, "a caller with a token")
+        else:
+            self._admit_member(method, service, context)
+        if unary and context.time_remaining() > _LONGEST_DEADLINE_S:
+            raise WireError("got a unary call without a deadline, expected one of at most 24 hours")
+
+    def _admit_bearer(self, method: str, service: str, context: grpc.ServicerContext) -> None:
+        """A caller without a certificate: only with a valid token, and only to a service that takes tokens."""
+        check = self._bearers.get(service)
+        try:
+            token = bearer_token(context)
+            if check is None:
+                raise no_token()
+            check(token)
+        except IdentityError:
+            with self._quiet:
+                now = time.monotonic()
+                loud = now >= self._quiet_until
+                self._quiet_until = now + _QUIET_S if loud else self._quiet_until
+            if loud:
+                _log.warning("%s refused a caller without certificate and valid token on %s", self._own, method)
+            abort(context, no_token(), grpc.StatusCode.UNAUTHENTICATED)
+
+    def _admit_member(self, method: str, service: str, context: grpc.ServicerContext) -> None:
+        """A caller with a certificate: of this consortium, in date, of a role that the service admits."""
         try:
             peer = caller(context)
         except IdentityError as error:
@@ -175,17 +244,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
                 str(peer),
                 grpc.StatusCode.PERMISSION_DENIED,
             )
-        expected = [value for key, value in context.invocation_metadata() or () if key == EXPECTED_PEER]
-        if expected and expected != [self._own.uri]:
-            meant = _shown(expected)
-            self._refuse(
-                method,
-                context,
-                IdentityError(f"got {self._own}, expected {meant}", hint="check the address"),
-                f"{peer}, which expected {meant}",
-                grpc.StatusCode.FAILED_PRECONDITION,
-            )
-        service = _service(method)
+        self._meant(method, context, str(peer))
         admitted = self._roles.get(service, frozenset())
         if peer.role not in admitted:
             roles = " or ".join(sorted(admitted)) or "nobody"
@@ -196,8 +255,19 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
                 str(peer),
                 grpc.StatusCode.PERMISSION_DENIED,
             )
-        if unary and context.time_remaining() > _LONGEST_DEADLINE_S:
-            raise WireError("got a unary call without a deadline, expected one of at most 24 hours")
+
+    def _meant(self, method: str, context: grpc.ServicerContext, who: str) -> None:
+        """Step 2: a call that says whom it is for is for this server."""
+        expected = [value for key, value in context.invocation_metadata() or () if key == EXPECTED_PEER]
+        if expected and expected != [self._own.uri]:
+            meant = _shown(expected)
+            self._refuse(
+                method,
+                context,
+                IdentityError(f"got {self._own}, expected {meant}", hint="check the address"),
+                f"{who}, which expected {meant}",
+                grpc.StatusCode.FAILED_PRECONDITION,
+            )
 
     def _refuse(
         self, method: str, context: grpc.ServicerContext, error: IdentityError, who: str, status: grpc.StatusCode

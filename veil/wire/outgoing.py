@@ -1,7 +1,8 @@
 """What every call of a client carries: a deadline when it is unary, whom it expects to reach, and the way back.
 
 Guarantee: no unary call leaves without a deadline; every call says in `veil-expected-peer` whom it is meant for, so
-that a server which is somebody else can refuse it and log it; every failed call knows its `Route`.
+that a server which is somebody else can refuse it and log it; every failed call of a channel with credentials knows
+its `Route`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from veil.identity.names import Identity
 from veil.wire.limits import DEADLINE_S
 from veil.wire.probe import EXPECTED_PEER, Route, attach
 
@@ -38,7 +40,8 @@ class Outgoing(
 ):
     """The interceptor of every channel that `open_channel` makes."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, expect: Identity, route: Route | None) -> None:
+        self._expect = expect.uri
         self._route = route
 
     def intercept_unary_unary(
@@ -68,7 +71,8 @@ class Outgoing(
     def _call(
         self, continuation: _Continuation, details: grpc.ClientCallDetails, request: Any, timeout_s: float | None
     ) -> Any:
-        call = continuation(_Details(details, timeout_s, self._route.expect.uri), request)
-        # gRPC's call object is also the exception that it raises
-        attach(call, self._route)
+        call = continuation(_Details(details, timeout_s, self._expect), request)
+        if self._route is not None:
+            # gRPC's call object is also the exception that it raises
+            attach(call, self._route)
         return call

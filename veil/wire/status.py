@@ -5,7 +5,8 @@ status says is a `VeilError`'s public sentence or nothing about the inside: path
 exception becomes an identifier that also stands in the server's log. Text from a peer is bounded and stripped of
 control characters before it enters a message. Status codes as defined in grpc/doc/statuscodes.md.
 
-Trailers: `veil-code` (always), `veil-culprits` (names, comma-separated), `veil-lines` (numbers, comma-separated).
+Trailers: `veil-code` (always), `veil-culprits` (names, comma-separated), `veil-lines` (numbers, comma-separated),
+`veil-retry-after-s` (a number of seconds).
 """
 
 from __future__ import annotations
@@ -13,25 +14,39 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 
 from veil import errors
-from veil.errors import DataError, IdentityError, InputError, PeerError, PeerLost, StateError, VeilError, WireError
+from veil.errors import (
+    DataError,
+    IdentityError,
+    InputError,
+    LimitError,
+    PeerError,
+    PeerLost,
+    QueryBudgetError,
+    StateError,
+    VeilError,
+    WireError,
+)
 from veil.wire.probe import diagnose, route_of
 
 CODE_TRAILER = "veil-code"
 CULPRITS_TRAILER = "veil-culprits"
 LINES_TRAILER = "veil-lines"
+RETRY_TRAILER = "veil-retry-after-s"
 
 _INTERNAL = "INTERNAL"
 # a sentence is percent-encoded on the wire: 600 characters are at most 7.2 KB of the 16 KiB of metadata
 _LONGEST_SENTENCE = 600
 _MOST_CULPRITS = 64
 _MOST_LINES = 100
+# nobody need wait longer than this, whatever a peer says
+_LONGEST_RETRY_S = 366 * 86_400.0
 _log = logging.getLogger("veil.wire.status")
 
 # Every class of the tree; a test walks `veil.errors` and fails when one is absent. UNAVAILABLE is left to gRPC: it
@@ -47,6 +62,8 @@ STATUS_OF: dict[type[VeilError], grpc.StatusCode] = {
     errors.SignatureError: grpc.StatusCode.UNAUTHENTICATED,
     errors.PolicyError: grpc.StatusCode.PERMISSION_DENIED,
     errors.BudgetError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QueryBudgetError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.RevealError: grpc.StatusCode.PERMISSION_DENIED,
     errors.PeerError: grpc.StatusCode.ABORTED,
     errors.PeerLost: grpc.StatusCode.ABORTED,
@@ -106,6 +123,8 @@ def trailers(error: BaseException, code: str) -> tuple[tuple[str, str], ...]:
         found.append((CULPRITS_TRAILER, ",".join(names)[:4000]))
     if isinstance(error, DataError) and error.lines:
         found.append((LINES_TRAILER, ",".join(str(int(line)) for line in error.lines[:_MOST_LINES])))
+    if isinstance(error, (LimitError, QueryBudgetError)) and error.retry_after_s is not None:
+        found.append((RETRY_TRAILER, f"{error.retry_after_s:.3f}"))
     return tuple(found)
 
 
@@ -124,10 +143,12 @@ def from_rpc(error: grpc.RpcError, peer: str) -> VeilError:
     not fit becomes an `IdentityError` that says what was got and what was expected. May take some seconds then.
     """
     call: object = error
-    if not isinstance(call, grpc.Call):
+    if not isinstance(call, grpc.Call | grpc.aio.AioRpcError):
         return PeerLost(f"the call to {peer} ended before it had begun", culprits=(peer,))
     status, details = call.code(), public_sentence(call.details() or "")
-    sent = {key: value for key, value in call.trailing_metadata() or () if isinstance(value, str)}
+    # gRPC's stubs type it differently for its two kinds of calls
+    metadata: Iterable[tuple[str, object]] = cast(Any, call.trailing_metadata()) or ()
+    sent = {key: value for key, value in metadata if isinstance(value, str)}
     kind = errors.BY_CODE.get(sent.get(CODE_TRAILER, ""))
     if kind is not None:
         return _again(kind, f"{peer}: {details}", peer, sent)
@@ -180,4 +201,13 @@ def _again(kind: type[VeilError], message: str, peer: str, sent: dict[str, str])
     if issubclass(kind, DataError):
         numbers = sent.get(LINES_TRAILER, "").split(",")[:_MOST_LINES]
         return kind(message, lines=[int(n) for n in numbers if n.isascii() and n.isdigit() and len(n) <= 18])
+    if issubclass(kind, (LimitError, QueryBudgetError)):
+        return kind(message, retry_after_s=_seconds(sent.get(RETRY_TRAILER, "")))
     return kind(message)
+
+
+def _seconds(text: str) -> float | None:
+    """What a peer says about waiting; None for anything but a plain number within a year."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        return None
+    return min(float(text), _LONGEST_RETRY_S)

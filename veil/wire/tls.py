@@ -1,7 +1,8 @@
-"""Mutual TLS: the only file that turns credentials into something that connects or listens.
+"""TLS: the only file that turns credentials into something that connects or listens.
 
-Guarantee: both sides show a certificate of their consortium's authority, always; there is no other kind of channel or
-port in Veil. gRPC negotiates TLS 1.2 or 1.3 (between two Veils 1.3).
+Guarantee: the server always shows a certificate of its consortium's authority, and so does the client, but on a port
+for bearer tokens (`token_server_credentials`), where no client is asked for one and `veil.wire.admission` wants a token
+of each call instead. There is no port without TLS. gRPC negotiates TLS 1.2 or 1.3 (between two Veils 1.3).
 """
 
 from __future__ import annotations
@@ -23,6 +24,21 @@ def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
         private_key=credentials.key_pem(),
         certificate_chain=credentials.certificate_pem,
     )
+
+
+def token_channel_credentials(authority_pem: bytes, token: str) -> grpc.ChannelCredentials:
+    """For a client without a certificate: trusts that authority alone, and sends the token with every call.
+
+    gRPC sends such call credentials over TLS only, after it has verified the server's certificate.
+    """
+    return grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(root_certificates=authority_pem), grpc.access_token_call_credentials(token)
+    )
+
+
+def token_server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """For a port that asks no client for a certificate: whoever calls there is known by a token, or refused."""
+    return grpc.ssl_server_credentials([(credentials.key_pem(), credentials.certificate_pem)])
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:

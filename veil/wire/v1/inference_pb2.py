@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from veil.wire.v1 import model_pb2 as veil_dot_wire_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cveil/wire/v1/inference.proto\x12\x0cveil.wire.v1\x1a\x18veil/wire/v1/model.proto\"\x16\n\x14GetParametersRequest\"\x8b\x03\n\x15GetParametersResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13poly_modulus_degree\x18\x02 \x01(\r\x12\x1a\n\x12\x63oeff_modulus_bits\x18\x03 \x03(\r\x12\x18\n\x10query_scale_bits\x18\x04 \x01(\r\x12\x17\n\x0fitem_scale_bits\x18\x05 \x01(\r\x12\x17\n\x0fgalois_elements\x18\x06 \x03(\r\x12\r\n\x05items\x18\x07 \x01(\r\x12\x12\n\ndimensions\x18\x08 \x01(\r\x12\x12\n\nbaby_steps\x18\t \x01(\r\x12\x1c\n\x14response_ciphertexts\x18\n \x01(\r\x12\x17\n\x0fmax_query_bytes\x18\x0b \x01(\r\x12\x15\n\rmax_key_bytes\x18\x0c \x01(\r\x12\x19\n\x11parameters_digest\x18\r \x01(\x0c\x12\x11\n\titem_norm\x18\x0e \x01(\x01\x12\x17\n\x0fmanifest_digest\x18\x0f \x01(\x0c\x12\x13\n\x0bscore_error\x18\x10 \x01(\x01\"\x15\n\x13GetModelCardRequest\"=\n\x14GetModelCardResponse\x12%\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.ModelCard\"%\n\x15GetClientModelRequest\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\"=\n\x16GetClientModelResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x12\n\nfile_bytes\x18\x02 \x01(\x04\"A\n\x13RegisterKeysRequest\x12\x19\n\x11parameters_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"*\n\x14RegisterKeysResponse\x12\x12\n\nkey_digest\x18\x01 \x01(\x0c\"1\n\x0cScoreRequest\x12\x12\n\nkey_digest\x18\x01 \x01(\x0c\x12\r\n\x05query\x18\x02 \x01(\x0c\"f\n\rScoreResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x03(\x0c\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x04 \x01(\r2\xbf\x03\n\x10InferenceService\x12X\n\rGetParameters\x12\".veil.wire.v1.GetParametersRequest\x1a#.veil.wire.v1.GetParametersResponse\x12U\n\x0cGetModelCard\x12!.veil.wire.v1.GetModelCardRequest\x1a\".veil.wire.v1.GetModelCardResponse\x12]\n\x0eGetClientModel\x12#.veil.wire.v1.GetClientModelRequest\x1a$.veil.wire.v1.GetClientModelResponse0\x01\x12W\n\x0cRegisterKeys\x12!.veil.wire.v1.RegisterKeysRequest\x1a\".veil.wire.v1.RegisterKeysResponse(\x01\x12\x42\n\x05Score\x12\x1a.veil.wire.v1.ScoreRequest\x1a\x1b.veil.wire.v1.ScoreResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cveil/wire/v1/inference.proto\x12\x0cveil.wire.v1\x1a\x18veil/wire/v1/model.proto\"\x16\n\x14GetParametersRequest\"\x81\x01\n\x15GetParametersResponse\x12#\n\x06offers\x18\x01 \x03(\x0b\x32\x13.veil.wire.v1.Offer\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x19\n\x0cqueries_left\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_queries_left\"\xb1\x02\n\x05Offer\x12\x12\n\nparameters\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x0f\n\x07packing\x18\x03 \x01(\r\x12\r\n\x05items\x18\x04 \x01(\r\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x11\n\titem_norm\x18\x06 \x01(\x01\x12\x17\n\x0fgalois_elements\x18\x07 \x03(\r\x12\x13\n\x0bquery_bytes\x18\x08 \x01(\r\x12\x11\n\tkey_bytes\x18\t \x01(\r\x12\x0f\n\x07results\x18\n \x01(\r\x12\x14\n\x0cresult_bytes\x18\x0b \x01(\r\x12\x13\n\x0bscore_error\x18\x0c \x01(\x01\x12\x19\n\x11parameters_digest\x18\r \x01(\x0c\x12\x14\n\x0coffer_digest\x18\x0e \x01(\x0c\x12\x0f\n\x07removed\x18\x0f \x03(\r\"\x15\n\x13GetModelCardRequest\"=\n\x14GetModelCardResponse\x12%\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.ModelCard\"%\n\x15GetClientModelRequest\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\"=\n\x16GetClientModelResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x12\n\nfile_bytes\x18\x02 \x01(\x04\"A\n\x13RegisterKeysRequest\x12\x19\n\x11parameters_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"*\n\x14RegisterKeysResponse\x12\x12\n\nkey_digest\x18\x01 \x01(\x0c\"[\n\x0cScoreRequest\x12\x12\n\nkey_digest\x18\x01 \x01(\x0c\x12\r\n\x05query\x18\x02 \x01(\x0c\x12\x14\n\x0coffer_digest\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\x0c\"y\n\rScoreResponse\x12\x0f\n\x07results\x18\x01 \x03(\x0c\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x04 \x01(\r\x12\x15\n\rbatch_queries\x18\x05 \x01(\r2\xbf\x03\n\x10InferenceService\x12X\n\rGetParameters\x12\".veil.wire.v1.GetParametersRequest\x1a#.veil.wire.v1.GetParametersResponse\x12U\n\x0cGetModelCard\x12!.veil.wire.v1.GetModelCardRequest\x1a\".veil.wire.v1.GetModelCardResponse\x12]\n\x0eGetClientModel\x12#.veil.wire.v1.GetClientModelRequest\x1a$.veil.wire.v1.GetClientModelResponse0\x01\x12W\n\x0cRegisterKeys\x12!.veil.wire.v1.RegisterKeysRequest\x1a\".veil.wire.v1.RegisterKeysResponse(\x01\x12\x42\n\x05Score\x12\x1a.veil.wire.v1.ScoreRequest\x1a\x1b.veil.wire.v1.ScoreResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPARAMETERSREQUEST']._serialized_start=72
   _globals['_GETPARAMETERSREQUEST']._serialized_end=94
   _globals['_GETPARAMETERSRESPONSE']._serialized_start=97
-  _globals['_GETPARAMETERSRESPONSE']._serialized_end=492
-  _globals['_GETMODELCARDREQUEST']._serialized_start=494
-  _globals['_GETMODELCARDREQUEST']._serialized_end=515
-  _globals['_GETMODELCARDRESPONSE']._serialized_start=517
-  _globals['_GETMODELCARDRESPONSE']._serialized_end=578
-  _globals['_GETCLIENTMODELREQUEST']._serialized_start=580
-  _globals['_GETCLIENTMODELREQUEST']._serialized_end=617
-  _globals['_GETCLIENTMODELRESPONSE']._serialized_start=619
-  _globals['_GETCLIENTMODELRESPONSE']._serialized_end=680
-  _globals['_REGISTERKEYSREQUEST']._serialized_start=682
-  _globals['_REGISTERKEYSREQUEST']._serialized_end=747
-  _globals['_REGISTERKEYSRESPONSE']._serialized_start=749
-  _globals['_REGISTERKEYSRESPONSE']._serialized_end=791
-  _globals['_SCOREREQUEST']._serialized_start=793
-  _globals['_SCOREREQUEST']._serialized_end=842
-  _globals['_SCORERESPONSE']._serialized_start=844
-  _globals['_SCORERESPONSE']._serialized_end=946
-  _globals['_INFERENCESERVICE']._serialized_start=949
-  _globals['_INFERENCESERVICE']._serialized_end=1396
+  _globals['_GETPARAMETERSRESPONSE']._serialized_end=226
+  _globals['_OFFER']._serialized_start=229
+  _globals['_OFFER']._serialized_end=534
+  _globals['_GETMODELCARDREQUEST']._serialized_start=536
+  _globals['_GETMODELCARDREQUEST']._serialized_end=557
+  _globals['_GETMODELCARDRESPONSE']._serialized_start=559
+  _globals['_GETMODELCARDRESPONSE']._serialized_end=620
+  _globals['_GETCLIENTMODELREQUEST']._serialized_start=622
+  _globals['_GETCLIENTMODELREQUEST']._serialized_end=659
+  _globals['_GETCLIENTMODELRESPONSE']._serialized_start=661
+  _globals['_GETCLIENTMODELRESPONSE']._serialized_end=722
+  _globals['_REGISTERKEYSREQUEST']._serialized_start=724
+  _globals['_REGISTERKEYSREQUEST']._serialized_end=789
+  _globals['_REGISTERKEYSRESPONSE']._serialized_start=791
+  _globals['_REGISTERKEYSRESPONSE']._serialized_end=833
+  _globals['_SCOREREQUEST']._serialized_start=835
+  _globals['_SCOREREQUEST']._serialized_end=926
+  _globals['_SCORERESPONSE']._serialized_start=928
+  _globals['_SCORERESPONSE']._serialized_end=1049
+  _globals['_INFERENCESERVICE']._serialized_start=1052
+  _globals['_INFERENCESERVICE']._serialized_end=1499
 # @@protoc_insertion_point(module_scope)

@@ -42,89 +42,117 @@ class GetParametersResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    POLY_MODULUS_DEGREE_FIELD_NUMBER: _builtins.int
-    COEFF_MODULUS_BITS_FIELD_NUMBER: _builtins.int
-    QUERY_SCALE_BITS_FIELD_NUMBER: _builtins.int
-    ITEM_SCALE_BITS_FIELD_NUMBER: _builtins.int
-    GALOIS_ELEMENTS_FIELD_NUMBER: _builtins.int
-    ITEMS_FIELD_NUMBER: _builtins.int
-    DIMENSIONS_FIELD_NUMBER: _builtins.int
-    BABY_STEPS_FIELD_NUMBER: _builtins.int
-    RESPONSE_CIPHERTEXTS_FIELD_NUMBER: _builtins.int
-    MAX_QUERY_BYTES_FIELD_NUMBER: _builtins.int
-    MAX_KEY_BYTES_FIELD_NUMBER: _builtins.int
-    PARAMETERS_DIGEST_FIELD_NUMBER: _builtins.int
-    ITEM_NORM_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
-    SCORE_ERROR_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Name of the parameter set ("session-8192")."""
-    poly_modulus_degree: _builtins.int
-    """Degree of the polynomial ring."""
-    query_scale_bits: _builtins.int
-    """log2 of the scale of a query."""
-    item_scale_bits: _builtins.int
-    """log2 of the scale of an encoded item."""
-    items: _builtins.int
-    """Number of items."""
-    dimensions: _builtins.int
-    """Length of a user vector."""
-    baby_steps: _builtins.int
-    """Baby steps of the diagonal layout."""
-    response_ciphertexts: _builtins.int
-    """Ciphertexts in one response."""
-    max_query_bytes: _builtins.int
-    """Largest accepted query, bytes."""
-    max_key_bytes: _builtins.int
-    """Largest accepted evaluation keys, bytes."""
-    parameters_digest: _builtins.bytes
-    """SHA-256 over the parameter set and the Galois elements, that is, over all that evaluation keys depend on; goes into
-    each key digest.
-    """
-    item_norm: _builtins.float
-    """Largest norm of an item vector. A query is a unit vector u / |u|; the scores of u are those that decrypt, times |u|
-    and times this.
-    """
+    QUERIES_LEFT_FIELD_NUMBER: _builtins.int
     manifest_digest: _builtins.bytes
     """SHA-256 of the manifest of the model, 32 bytes."""
-    score_error: _builtins.float
-    """Bound of the error of a score, for unit query and item vectors."""
+    queries_left: _builtins.int
+    """Queries that this client may still make before its budget is spent; absent without a budget."""
     @_builtins.property
-    def coeff_modulus_bits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Bits of each coefficient prime, the special prime last."""
-
-    @_builtins.property
-    def galois_elements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Galois elements that the client must make keys for."""
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
+        """The ways to ask, the one that the server prefers first; 1 to 16."""
 
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        poly_modulus_degree: _builtins.int = ...,
-        coeff_modulus_bits: _abc.Iterable[_builtins.int] | None = ...,
-        query_scale_bits: _builtins.int = ...,
-        item_scale_bits: _builtins.int = ...,
-        galois_elements: _abc.Iterable[_builtins.int] | None = ...,
+        offers: _abc.Iterable[Global___Offer] | None = ...,
+        manifest_digest: _builtins.bytes = ...,
+        queries_left: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queries_left", b"_queries_left", "queries_left", b"queries_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queries_left", b"_queries_left", "manifest_digest", b"manifest_digest", "offers", b"offers", "queries_left", b"queries_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__queries_left: _TypeAlias = _typing.Literal["queries_left"]  # noqa: Y015
+    _WhichOneofArgType__queries_left: _TypeAlias = _typing.Literal["_queries_left", b"_queries_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queries_left) -> _WhichOneofReturnType__queries_left | None: ...
+
+Global___GetParametersResponse: _TypeAlias = GetParametersResponse  # noqa: Y015
+
+@_typing.final
+class Offer(_message.Message):
+    """One way to ask. Everything but the first six fields and the removed items follows from them; a client recomputes it and refuses differences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ITEM_NORM_FIELD_NUMBER: _builtins.int
+    GALOIS_ELEMENTS_FIELD_NUMBER: _builtins.int
+    QUERY_BYTES_FIELD_NUMBER: _builtins.int
+    KEY_BYTES_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    RESULT_BYTES_FIELD_NUMBER: _builtins.int
+    SCORE_ERROR_FIELD_NUMBER: _builtins.int
+    PARAMETERS_DIGEST_FIELD_NUMBER: _builtins.int
+    OFFER_DIGEST_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    parameters: _builtins.str
+    """Name of the parameter set ("fast")."""
+    layout: _builtins.str
+    """"session" (keys at the server), "keyless" or "history"."""
+    packing: _builtins.int
+    """Dimensions that share a ciphertext (keyless); 0 otherwise."""
+    items: _builtins.int
+    """Number of items."""
+    dimensions: _builtins.int
+    """Length of a user vector."""
+    item_norm: _builtins.float
+    """Largest norm of an item vector. A query is a unit vector u / |u|; the scores of u are those that decrypt, times |u|
+    and times this.
+    """
+    query_bytes: _builtins.int
+    """Bytes of a query, exactly."""
+    key_bytes: _builtins.int
+    """Bytes of evaluation keys, exactly; 0 without."""
+    results: _builtins.int
+    """Results of a response."""
+    result_bytes: _builtins.int
+    """Bytes of each result, exactly."""
+    score_error: _builtins.float
+    """Bound of the error of a score, for unit query and item vectors."""
+    parameters_digest: _builtins.bytes
+    """SHA-256 over parameter set and Galois elements, all that evaluation keys depend on; goes into each key digest."""
+    offer_digest: _builtins.bytes
+    """SHA-256 over all fields above, the removed items and the manifest digest, 32 bytes: names this offer in a query."""
+    @_builtins.property
+    def galois_elements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Galois elements that the client must make keys for; none for a keyless offer."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of items that are not there any more, ascending, at most 65,536: their scores are noise around zero."""
+
+    def __init__(
+        self,
+        *,
+        parameters: _builtins.str = ...,
+        layout: _builtins.str = ...,
+        packing: _builtins.int = ...,
         items: _builtins.int = ...,
         dimensions: _builtins.int = ...,
-        baby_steps: _builtins.int = ...,
-        response_ciphertexts: _builtins.int = ...,
-        max_query_bytes: _builtins.int = ...,
-        max_key_bytes: _builtins.int = ...,
-        parameters_digest: _builtins.bytes = ...,
         item_norm: _builtins.float = ...,
-        manifest_digest: _builtins.bytes = ...,
+        galois_elements: _abc.Iterable[_builtins.int] | None = ...,
+        query_bytes: _builtins.int = ...,
+        key_bytes: _builtins.int = ...,
+        results: _builtins.int = ...,
+        result_bytes: _builtins.int = ...,
         score_error: _builtins.float = ...,
+        parameters_digest: _builtins.bytes = ...,
+        offer_digest: _builtins.bytes = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baby_steps", b"baby_steps", "coeff_modulus_bits", b"coeff_modulus_bits", "dimensions", b"dimensions", "galois_elements", b"galois_elements", "item_norm", b"item_norm", "item_scale_bits", b"item_scale_bits", "items", b"items", "manifest_digest", b"manifest_digest", "max_key_bytes", b"max_key_bytes", "max_query_bytes", b"max_query_bytes", "name", b"name", "parameters_digest", b"parameters_digest", "poly_modulus_degree", b"poly_modulus_degree", "query_scale_bits", b"query_scale_bits", "response_ciphertexts", b"response_ciphertexts", "score_error", b"score_error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "galois_elements", b"galois_elements", "item_norm", b"item_norm", "items", b"items", "key_bytes", b"key_bytes", "layout", b"layout", "offer_digest", b"offer_digest", "packing", b"packing", "parameters", b"parameters", "parameters_digest", b"parameters_digest", "query_bytes", b"query_bytes", "removed", b"removed", "result_bytes", b"result_bytes", "results", b"results", "score_error", b"score_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetParametersResponse: _TypeAlias = GetParametersResponse  # noqa: Y015
+Global___Offer: _TypeAlias = Offer  # noqa: Y015
 
 @_typing.final
 class GetModelCardRequest(_message.Message):
@@ -224,7 +252,7 @@ class RegisterKeysRequest(_message.Message):
     PARAMETERS_DIGEST_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     parameters_digest: _builtins.bytes
-    """Digest of the parameters that the keys were made for; first piece only."""
+    """parameters_digest of the offer that the keys were made for; first piece only."""
     payload: _builtins.bytes
     """At most 1 MiB."""
     def __init__(
@@ -273,19 +301,27 @@ class ScoreRequest(_message.Message):
 
     KEY_DIGEST_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
+    OFFER_DIGEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     key_digest: _builtins.bytes
-    """Keys registered before, by the same client."""
+    """Keys registered before, by the same client; empty for an offer without keys."""
     query: _builtins.bytes
-    """Seeded ciphertext of the packed user vector."""
+    """Seed and packed residues of the encrypted vector or history; as long as the offer says, at most 3 MiB."""
+    offer_digest: _builtins.bytes
+    """Which offer this answers, 32 bytes."""
+    request_id: _builtins.bytes
+    """Chosen at random by the client, 16 bytes; the same again for a retry of the same query."""
     def __init__(
         self,
         *,
         key_digest: _builtins.bytes = ...,
         query: _builtins.bytes = ...,
+        offer_digest: _builtins.bytes = ...,
+        request_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_digest", b"key_digest", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_digest", b"key_digest", "offer_digest", b"offer_digest", "query", b"query", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,31 +333,35 @@ class ScoreResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CIPHERTEXTS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    BATCH_QUERIES_FIELD_NUMBER: _builtins.int
     compute_us: _builtins.int
-    """Microseconds that the server spent on the arithmetic of the whole query."""
+    """Microseconds that the server spent on the arithmetic of the batch that this query was part of."""
     manifest_digest: _builtins.bytes
     """Digest of the manifest that the scores belong to."""
     first_block: _builtins.int
     """Number of the first block in this message, from 0."""
+    batch_queries: _builtins.int
+    """Queries in that batch."""
     @_builtins.property
-    def ciphertexts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One ciphertext for each block, in order; at most 1 MiB together."""
+    def results(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Packed results, one for each block, in order; at most 1 MiB together."""
 
     def __init__(
         self,
         *,
-        ciphertexts: _abc.Iterable[_builtins.bytes] | None = ...,
+        results: _abc.Iterable[_builtins.bytes] | None = ...,
         compute_us: _builtins.int = ...,
         manifest_digest: _builtins.bytes = ...,
         first_block: _builtins.int = ...,
+        batch_queries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertexts", b"ciphertexts", "compute_us", b"compute_us", "first_block", b"first_block", "manifest_digest", b"manifest_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_queries", b"batch_queries", "compute_us", b"compute_us", "first_block", b"first_block", "manifest_digest", b"manifest_digest", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

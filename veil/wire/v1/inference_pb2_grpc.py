@@ -69,7 +69,7 @@ class InferenceServiceServicer:
     """
 
     def GetParameters(self, request, context):
-        """The encryption parameters and the layout that a client must use.
+        """The ways in which this server can be asked: encryption parameters and layout of each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,9 +97,11 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
-        query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
-        RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+        """Scores of all items for one encrypted user vector or history, block by block. The responses have the same shape for
+        every query. A request that is repeated with the same request_id is answered again and counted once.
+        FAILED_PRECONDITION: the keys are not, or no longer, known, or the offer is that of another model; ask for the
+        parameters, register keys and ask again. RESOURCE_EXHAUSTED: too many queries at once, too many in a minute, or this
+        client's budget of queries is spent; details say which.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

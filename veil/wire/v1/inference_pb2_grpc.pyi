@@ -36,7 +36,7 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     GetParameters: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetParametersRequest, _inference_pb2.GetParametersResponse]
-    """The encryption parameters and the layout that a client must use."""
+    """The ways in which this server can be asked: encryption parameters and layout of each."""
     GetModelCard: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelCardRequest, _inference_pb2.GetModelCardResponse]
     """What the model is and what it cost."""
     GetClientModel: _grpc.UnaryStreamMultiCallable[_inference_pb2.GetClientModelRequest, _inference_pb2.GetClientModelResponse]
@@ -44,9 +44,11 @@ class InferenceServiceStub:
     RegisterKeys: _grpc.StreamUnaryMultiCallable[_inference_pb2.RegisterKeysRequest, _inference_pb2.RegisterKeysResponse]
     """Stores a client's evaluation keys under their digest; the same keys again are a no-op."""
     Score: _grpc.UnaryStreamMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
-    """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
-    query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
-    RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+    """Scores of all items for one encrypted user vector or history, block by block. The responses have the same shape for
+    every query. A request that is repeated with the same request_id is answered again and counted once.
+    FAILED_PRECONDITION: the keys are not, or no longer, known, or the offer is that of another model; ask for the
+    parameters, register keys and ask again. RESOURCE_EXHAUSTED: too many queries at once, too many in a minute, or this
+    client's budget of queries is spent; details say which.
     """
 
 @_typing.type_check_only
@@ -57,7 +59,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetParameters: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetParametersRequest, _inference_pb2.GetParametersResponse]  # type: ignore[assignment]
-    """The encryption parameters and the layout that a client must use."""
+    """The ways in which this server can be asked: encryption parameters and layout of each."""
     GetModelCard: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelCardRequest, _inference_pb2.GetModelCardResponse]  # type: ignore[assignment]
     """What the model is and what it cost."""
     GetClientModel: _aio.UnaryStreamMultiCallable[_inference_pb2.GetClientModelRequest, _inference_pb2.GetClientModelResponse]  # type: ignore[assignment]
@@ -65,9 +67,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     RegisterKeys: _aio.StreamUnaryMultiCallable[_inference_pb2.RegisterKeysRequest, _inference_pb2.RegisterKeysResponse]  # type: ignore[assignment]
     """Stores a client's evaluation keys under their digest; the same keys again are a no-op."""
     Score: _aio.UnaryStreamMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
-    query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
-    RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+    """Scores of all items for one encrypted user vector or history, block by block. The responses have the same shape for
+    every query. A request that is repeated with the same request_id is answered again and counted once.
+    FAILED_PRECONDITION: the keys are not, or no longer, known, or the offer is that of another model; ask for the
+    parameters, register keys and ask again. RESOURCE_EXHAUSTED: too many queries at once, too many in a minute, or this
+    client's budget of queries is spent; details say which.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -81,7 +85,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GetParametersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GetParametersResponse, _abc.Awaitable[_inference_pb2.GetParametersResponse]]:
-        """The encryption parameters and the layout that a client must use."""
+        """The ways in which this server can be asked: encryption parameters and layout of each."""
 
     @_abc_1.abstractmethod
     def GetModelCard(
@@ -113,9 +117,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.ScoreResponse], _abc.AsyncIterator[_inference_pb2.ScoreResponse]]:
-        """Scores of all items for one encrypted user vector, block by block. The responses have the same shape for every
-        query. FAILED_PRECONDITION: the keys are not, or no longer, known; register them and ask again.
-        RESOURCE_EXHAUSTED: too many queries at once; ask again later.
+        """Scores of all items for one encrypted user vector or history, block by block. The responses have the same shape for
+        every query. A request that is repeated with the same request_id is answered again and counted once.
+        FAILED_PRECONDITION: the keys are not, or no longer, known, or the offer is that of another model; ask for the
+        parameters, register keys and ask again. RESOURCE_EXHAUSTED: too many queries at once, too many in a minute, or this
+        client's budget of queries is spent; details say which.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

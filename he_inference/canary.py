@@ -1,0 +1,289 @@
+"""Canary queries: random vectors of our own, asked as a client asks, compared with plaintext scores.
+
+    python -m he_inference.canary --config scoring.toml [--address HOST:PORT] [--rounds N]
+
+Guarantee: the secret key here protects nothing, since it encrypts random vectors only, and it is nobody else's; users'
+queries are never seen. Each round asks each of the server's offers that take a vector (not a history) once, with a
+fresh random unit vector, and states the largest error of a score, for items scaled to a longest norm of 1 as the stated
+bound is, and how many of the ten best items by plaintext were found. An answer out of bound, of the wrong shape or of
+another model counts as a failure, is logged, and ends nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import secrets
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from he_inference import exchange
+from he_inference.exchange import Offer
+from he_inference.layouts.catalogue import key_bytes, result_bytes
+from he_inference.scheme import SecretKey
+from he_inference.service import journal
+from he_inference.service.canary_process import CanarySettings
+from he_inference.service.config import ScoringConfig, load
+from he_inference.service.metrics import OK, CanaryMetrics, outcome_of
+from he_inference.service.published import open_model
+from veil.errors import ArtifactError, ConfigError, ProtocolMismatch, StateError, VeilError
+from veil.identity.credentials import Credentials
+from veil.identity.names import Identity, Role
+from veil.wire.channel import open_channel
+from veil.wire.limits import split_address
+from veil.wire.status import translated
+from veil.wire.v1 import inference_pb2, inference_pb2_grpc
+
+TOP = 10
+# Layouts whose query is a vector.
+_KINDS = ("session", "keyless")
+_TIMEOUT_S = 120.0
+_ROWS_AT_A_TIME = 1 << 16
+_Floats = NDArray[np.float64]
+_log = logging.getLogger("veil.he_inference.canary")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """error: the largest of a score. recall: share of plaintext's ten best that were found. held: as it should be."""
+
+    error: float
+    bound: float
+    recall: float
+    held: bool
+
+
+def compare(scores: _Floats, expected: _Floats, bound: float, top: int = TOP) -> Comparison:
+    """Decrypted scores float64[items] against plaintext's, for unit vectors.
+
+    held: every error is within the bound, and whichever of plaintext's best is missing is as good as the last of them
+    but for twice the bound, since scores that close may change places.
+    """
+    error = float(np.max(np.abs(scores - expected)))
+    count = min(top, len(expected))
+    best = np.argpartition(-expected, count - 1)[:count]
+    found = np.argpartition(-scores, count - 1)[:count]
+    missing = np.setdiff1d(best, found)
+    least = float(np.min(expected[best]))
+    close = bool(np.all(expected[missing] - least <= 2 * bound)) if len(missing) else True
+    # a score that is not a number is no score
+    held = bool(np.all(np.isfinite(scores))) and error <= bound and close
+    return Comparison(error, bound, 1.0 - len(missing) / count, held)
+
+
+class Asker:
+    """Asks one server, as a client with a certificate."""
+
+    def __init__(self, address: str, credentials: Credentials, expect: Identity) -> None:
+        if credentials.identity.role is not Role.CLIENT:
+            raise ConfigError(f"got credentials of role {credentials.identity.role} for a canary, expected client")
+        self._peer = expect.uri
+        self._channel = open_channel(address, credentials, expect)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._keys: dict[str, SecretKey] = {}
+        self._registered: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def offers(self) -> list[Offer]:
+        """What the server offers now."""
+        with translated(self._peer):
+            answer = self._stub.GetParameters(inference_pb2.GetParametersRequest(), timeout=_TIMEOUT_S)
+        return exchange.offers_from_wire(answer, self._peer)
+
+    def scores(self, offer: Offer, vector: _Floats) -> _Floats:
+        """float64[items]: decrypted scores of a unit vector float64[dimensions], of items scaled by `item_norm`."""
+        parameters = offer.layout.parameters
+        secret = self._keys.get(parameters.name)
+        if secret is None:
+            secret = self._keys[parameters.name] = SecretKey(parameters)
+        query = secret.encrypt(offer.layout.query_polynomials(vector))
+        try:
+            results = self._ask(offer, secret, query)
+        except StateError:
+            # keys that the server has dropped, or lost with its disk
+            self._registered.pop(offer.parameters_digest, None)
+            results = self._ask(offer, secret, query)
+        numbers, bits = secret.decrypt(results, offer.layout.coefficient_places())
+        return offer.layout.scores(numbers, bits)
+
+    def _ask(self, offer: Offer, secret: SecretKey, query: bytes) -> list[bytes]:
+        layout = offer.layout
+        request = inference_pb2.ScoreRequest(
+            key_digest=self._register(offer, secret) if key_bytes(layout) else b"",
+            query=query,
+            offer_digest=offer.offer_digest,
+            request_id=secrets.token_bytes(exchange.REQUEST_ID_BYTES),
+        )
+        results: list[bytes] = []
+        with translated(self._peer):
+            for part in self._stub.Score(request, timeout=_TIMEOUT_S):
+                results.extend(part.results)
+                if len(results) > layout.blocks or part.manifest_digest != offer.manifest_digest:
+                    break
+        if len(results) != layout.blocks or any(len(result) != result_bytes(layout) for result in results):
+            raise ProtocolMismatch(
+                f"{self._peer}: got {len(results)} results, expected {layout.blocks} of {result_bytes(layout)} bytes",
+                culprits=(self._peer,),
+            )
+        return results
+
+    def _register(self, offer: Offer, secret: SecretKey) -> bytes:
+        known = self._registered.get(offer.parameters_digest)
+        if known is None:
+            keys = secret.evaluation_keys(offer.layout.galois_elements)
+            pieces = (
+                inference_pb2.RegisterKeysRequest(
+                    parameters_digest=b"" if number else offer.parameters_digest, payload=piece
+                )
+                for number, piece in enumerate(exchange.chunks(keys))
+            )
+            with translated(self._peer):
+                known = self._stub.RegisterKeys(pieces, timeout=_TIMEOUT_S).key_digest
+            self._registered[offer.parameters_digest] = known
+        return known
+
+
+class Plaintext:
+    """The items as the model has them. directory, authority, signers: as for the server."""
+
+    def __init__(self, directory: Path, authority_pem: bytes, signers: list[Identity]) -> None:
+        self._source = (directory, authority_pem, signers)
+        self._digest = b""
+        self._rows: NDArray[np.float32] = np.empty((0, 0), np.float32)
+
+    def scores(self, offer: Offer, vector: _Floats) -> _Floats:
+        """float64[items]; raises `ArtifactError` when the directory holds another model than the server serves."""
+        if offer.manifest_digest != self._digest:
+            model = open_model(*self._source)
+            model.close()
+            self._digest, self._rows = model.manifest_digest, model.factors
+        if offer.manifest_digest != self._digest or self._rows.shape != (offer.layout.items, offer.layout.dimensions):
+            raise ArtifactError("got answers of another model than the one in the directory, expected the same")
+        parts = [
+            self._rows[start : start + _ROWS_AT_A_TIME].astype(np.float64) @ vector
+            for start in range(0, len(self._rows), _ROWS_AT_A_TIME)
+        ]
+        scores: _Floats = np.concatenate(parts) / offer.item_norm
+        return scores
+
+
+def one_round(asker: Asker, plaintext: Plaintext, metrics: CanaryMetrics, log: journal.Journal) -> bool:
+    """Asks each offer once; whether all answers were as they should be. Raises nothing that a server can cause."""
+    try:
+        offers = asker.offers()
+    except VeilError as error:
+        metrics.outcome(outcome_of(error))
+        log.write("canary_failed", level=logging.ERROR, code=outcome_of(error))
+        return False
+    # not a list in a condition: every offer is asked, whatever the one before it said
+    return all([_one_query(asker, plaintext, offer, metrics, log) for offer in offers if offer.layout.kind in _KINDS])
+
+
+def _one_query(asker: Asker, plaintext: Plaintext, offer: Offer, metrics: CanaryMetrics, log: journal.Journal) -> bool:
+    layout = offer.layout
+    generator = np.random.default_rng(int.from_bytes(secrets.token_bytes(16), "big"))
+    vector = generator.standard_normal(layout.dimensions)
+    vector /= np.linalg.norm(vector)
+    kind, name = layout.kind, layout.parameters.name
+    try:
+        start = time.perf_counter()
+        scores = asker.scores(offer, vector)
+        seconds = time.perf_counter() - start
+        found = compare(scores, plaintext.scores(offer, vector), layout.parameters.score_error)
+    except VeilError as error:
+        metrics.outcome(outcome_of(error))
+        log.write("canary_failed", level=logging.ERROR, code=outcome_of(error), layout=kind, parameters=name)
+        return False
+    metrics.outcome(OK)
+    metrics.measured(
+        layout, error=found.error, bound=found.bound, recall=found.recall, seconds=seconds, held=found.held
+    )
+    log.write(
+        "canary_answered" if found.held else "canary_failed",
+        level=logging.INFO if found.held else logging.ERROR,
+        score_error=found.error,
+        top10_recall=found.recall,
+        total_us=int(seconds * 1e6),
+        layout=kind,
+        parameters=name,
+    )
+    return found.held
+
+
+def run(config: ScoringConfig, settings: CanarySettings, address: str, stop: threading.Event, rounds: int = 0) -> bool:
+    """Asks every `settings.every_s` seconds until `stop` is set, or that many rounds; whether all were right."""
+    credentials = Credentials.load(settings.credentials)
+    expect = Credentials.load(config.credentials).identity
+    signers = [Identity(expect.consortium, Role.PARTY, name) for name in config.require_signers]
+    plaintext = Plaintext(config.model, credentials.authority_pem, signers)
+    metrics, log = CanaryMetrics(), journal.Journal(_log)
+    asker = Asker(address, credentials, expect)
+    endpoint = metrics.serve(settings.metrics.listen) if settings.metrics.listen is not None else None
+    right, done = True, 0
+    try:
+        while not stop.is_set():
+            right &= one_round(asker, plaintext, metrics, log)
+            done += 1
+            if rounds and done >= rounds:
+                break
+            stop.wait(settings.every_s)
+    finally:
+        asker.close()
+        if endpoint is not None:
+            endpoint.close()
+    return right
+
+
+def reachable(address: str) -> str:
+    """Where to reach a server on this machine that listens at `address`: loopback in place of every interface."""
+    host, port = split_address(address)
+    if port == 0:
+        raise ConfigError("got port 0, which the system replaces by a free one", hint="give --address")
+    every = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+    return f"{every[host]}:{port}" if host in every else address
+
+
+def _until_alone(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
+def main() -> int:
+    """Entry point: 0 when every answer was right."""
+    parser = argparse.ArgumentParser(prog="python -m he_inference.canary", description="Canary queries.")
+    parser.add_argument("--config", type=Path, required=True, help="the server's TOML file, with a table [canary]")
+    parser.add_argument("--address", help="where the server listens, host:port; default: as its file says")
+    parser.add_argument("--rounds", type=int, default=0, help="end after so many rounds; 0: when told to")
+    arguments = parser.parse_args()
+    journal.install()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    if not sys.stdin.isatty() and not arguments.rounds:
+        # whoever started us holds the other end: when it ends, so do we
+        threading.Thread(target=_until_alone, args=(stop,), daemon=True).start()
+    try:
+        config = load(arguments.config)
+        if config.canary is None:
+            raise ConfigError("got no table [canary], expected one", hint="deploy/scoring.toml explains its keys")
+        address = arguments.address or reachable(config.listen)
+        return 0 if run(config, config.canary, address, stop, arguments.rounds) else 1
+    except (VeilError, grpc.RpcError) as error:
+        # this process is an operator's own tool: its last words may be a sentence
+        sys.stderr.write(f"canary: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""How fast and how much at a time: token buckets and counts of running calls, for each client and for all.
+
+Guarantee: within any t seconds at most burst + rate * t queries pass, of a client and of all together; no client has
+more calls running than it may. Memory is bounded: at most `most_clients` are remembered, and one is forgotten only when
+its bucket is full again and it has nothing running, so that forgetting gives nobody anything. Time is monotonic.
+
+Token bucket: J. Turner, "New directions in communications" (IEEE Communications Magazine 24(10), 1986).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from he_inference.service.access import Client
+from veil.errors import LimitError
+from veil.settings import Section
+
+
+class LimitSettings(Section):
+    """Rates are queries per second, bursts are queries that may come at once after a pause."""
+
+    per_client_rate_s: float = Field(default=50.0, gt=0, le=1e6)
+    per_client_burst: int = Field(default=100, ge=1, le=1_000_000)
+    overall_rate_s: float = Field(default=2000.0, gt=0, le=1e6)
+    overall_burst: int = Field(default=2000, ge=1, le=1_000_000)
+    # Queries of one client that may wait or run at a time.
+    per_client_at_once: int = Field(default=8, ge=1, le=1024)
+    # Other streams of one client at a time: evaluation keys, files of the model.
+    streams_at_once: int = Field(default=4, ge=1, le=1024)
+    # Clients that are remembered.
+    most_clients: int = Field(default=10_000, ge=1, le=1_000_000)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """tokens: at the time `at`; more come at `rate_s` up to `burst`."""
+
+    rate_s: float
+    burst: float
+    tokens: float
+    at: float
+
+    def fill(self, now: float) -> float:
+        """Tokens now."""
+        self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at) * self.rate_s)
+        self.at = now
+        return self.tokens
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until one query may pass; 0 when it may now."""
+        missing = 1.0 - self.fill(now)
+        # a hair of rounding must not turn one query away
+        return max(0.0, missing / self.rate_s) if missing > 1e-9 else 0.0
+
+
+@dataclass(slots=True)
+class _Account:
+    bucket: _Bucket
+    queries: int = 0
+    streams: int = 0
+
+    def idle(self, now: float) -> bool:
+        """Whether forgetting it changes nothing."""
+        return not self.queries and not self.streams and self.bucket.fill(now) >= self.bucket.burst
+
+
+class Limiter:
+    """Threads may share it. clock: seconds, monotonic."""
+
+    def __init__(self, settings: LimitSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lock = threading.Lock()
+        burst = float(settings.overall_burst)
+        self._overall = _Bucket(settings.overall_rate_s, burst, burst, clock())
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Clients that are remembered."""
+        return len(self._accounts)
+
+    @contextmanager
+    def query(self, client: Client) -> Iterator[None]:
+        """One query, for as long as the block lasts; raises `LimitError` that says when one may pass again."""
+        settings = self._settings
+        with self._lock:
+            now = self._clock()
+            account = self._account(client, now)
+            if account.queries >= settings.per_client_at_once:
+                raise _many("queries", settings.per_client_at_once)
+            wait_s = account.bucket.wait_s(now)
+            if wait_s:
+                raise _fast(f"{settings.per_client_rate_s:g} queries a second of one client", wait_s)
+            wait_s = self._overall.wait_s(now)
+            if wait_s:
+                raise _fast(f"{settings.overall_rate_s:g} queries a second of all clients", wait_s)
+            # only now, when both have one: a query that is refused takes nothing from either
+            account.bucket.tokens -= 1.0
+            self._overall.tokens -= 1.0
+            account.queries += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                account.queries -= 1
+
+    @contextmanager
+    def stream(self, client: Client) -> Iterator[None]:
+        """One stream of another kind; raises `LimitError` when the client has too many."""
+        with self._lock:
+            account = self._account(client, self._clock())
+            if account.streams >= self._settings.streams_at_once:
+                raise _many("streams of keys or files", self._settings.streams_at_once)
+            account.streams += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                account.streams -= 1
+
+    def _account(self, client: Client, now: float) -> _Account:
+        found = self._accounts.get(client.account)
+        if found is None:
+            self._forget(now)
+            burst = float(self._settings.per_client_burst)
+            found = _Account(_Bucket(self._settings.per_client_rate_s, burst, burst, now))
+            self._accounts[client.account] = found
+        self._accounts.move_to_end(client.account)
+        return found
+
+    def _forget(self, now: float) -> None:
+        """Makes room for one more. The front of the order asked least recently; a few are looked at, not all."""
+        for _ in range(4):
+            if len(self._accounts) < self._settings.most_clients:
+                return
+            oldest, account = next(iter(self._accounts.items()))
+            if account.idle(now):
+                del self._accounts[oldest]
+            else:
+                self._accounts.move_to_end(oldest)
+        if len(self._accounts) >= self._settings.most_clients:
+            refill_s = self._settings.per_client_burst / self._settings.per_client_rate_s
+            raise LimitError(
+                f"got more than {self._settings.most_clients} clients at a time, expected fewer",
+                retry_after_s=min(math.ceil(refill_s), 60.0),
+                hint="try again later",
+            )
+
+
+def _many(what: str, limit: int) -> LimitError:
+    return LimitError(
+        f"got more than {limit} {what} of one client at a time, expected at most that many",
+        hint="wait for the answer to one of them",
+    )
+
+
+def _fast(what: str, wait_s: float) -> LimitError:
+    return LimitError(
+        f"got more than {what}, expected at most that many",
+        retry_after_s=wait_s,
+        hint=f"try again in {wait_s:.3f} s",
+    )
