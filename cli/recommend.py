@@ -6,9 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from he_inference.client import Recommendation, ScoringClient
 
 _PIPE_WIDTH = 400
 _MAX_HISTORY_BYTES = 4 * 1024 * 1024
@@ -17,7 +20,12 @@ _PASSPHRASE_VARIABLE = "VEIL_KEY_PASSPHRASE"  # noqa: S105 - the name of a varia
 
 def recommend(
     server: Annotated[str, typer.Option(help="Address of the scoring server, host:port.")],
-    credentials: Annotated[Path, typer.Option(help="Directory with key.pem, cert.pem and authority.pem, role client.")],
+    credentials: Annotated[
+        Path,
+        typer.Option(
+            help="Directory with key.pem, cert.pem and authority.pem, role client; or authority.pem and token."
+        ),
+    ],
     history: Annotated[str, typer.Option(help='Item ids, one a line or a JSON list; "-" reads standard input.')],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
     server_name: Annotated[str, typer.Option(help="Name in the server's certificate.")] = "main",
@@ -30,22 +38,49 @@ def recommend(
     ] = False,
     include_seen: Annotated[bool, typer.Option(help="Recommend items of the history too.")] = False,
     skip_unknown: Annotated[bool, typer.Option(help="Ignore ids that the catalogue does not have.")] = False,
+    one_shot: Annotated[
+        bool, typer.Option(help="Ask without keys at the server, if it offers that; for somebody who asks once.")
+    ] = False,
+    from_history: Annotated[
+        bool, typer.Option(help="Let the server fold the encrypted history in, if it offers that; no model is fetched.")
+    ] = False,
+    params: Annotated[
+        str | None, typer.Option(help="Parameter sets to accept, comma-separated; default: all that are known.")
+    ] = None,
+    released: Annotated[
+        bool, typer.Option(help="Scores fit to be shown to others: noised, rounded, counted until keys rotate.")
+    ] = False,
+    rotate_keys: Annotated[bool, typer.Option(help="Make a new secret key first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
     """Ask a server for recommendations without showing it the history.
 
+    The scores are for this machine: in the hands of the server's owner they would tell the secret key. --released gives
+    ones that may be shown to anyone.
+
     Example: veil recommend --server scores.example.org:7440 --credentials certs/client-main --history liked.txt -k 10
     """
-    from he_inference.client import ScoringClient
-    from veil.identity.credentials import Credentials
-    from veil.identity.names import Identity, Role
+    from he_inference.client import ScoringClient, load_credentials, scoring_server
 
     items = read_history(history)
-    own = Credentials.load(credentials)
-    expect = Identity(own.identity.consortium, Role.SCORING, server_name)
+    own = load_credentials(credentials)
     secret = _passphrase() if ask_passphrase or _PASSPHRASE_VARIABLE in os.environ else None
-    with ScoringClient(server, own, expect, keys or credentials / "scoring-keys", passphrase=secret) as client:
-        found = client.recommend(items, k, exclude_seen=not include_seen, skip_unknown=skip_unknown)
+    with ScoringClient(
+        server,
+        own,
+        scoring_server(own, server_name),
+        keys or credentials / "scoring-keys",
+        passphrase=secret,
+        one_shot=one_shot,
+        from_history=from_history,
+        sets=[name.strip() for name in params.split(",")] if params is not None else None,
+    ) as client:
+        if rotate_keys:
+            client.rotate_keys()
+        if released:
+            found, bound = _released(client, items, k, include_seen, skip_unknown)
+        else:
+            found, bound = client.recommend(items, k, exclude_seen=not include_seen, skip_unknown=skip_unknown), None
         report = client.last_query
     if as_json:
         document = [{"item_id": one.item_id, "title": one.title, "score": round(one.score, 6)} for one in found]
@@ -62,11 +97,29 @@ def recommend(
         # A pipe has no width: no title is folded for one.
         console = Console(width=_PIPE_WIDTH)
     console.print(table)
+    if bound is not None:
+        console.print(f"[dim]each score within {bound:.4g} of the model's; may be shown to anyone[/dim]")
     if report is not None:
         console.print(
             f"[dim]the server saw {report.query_bytes:,} bytes of ciphertext and returned {report.response_bytes:,}; "
             f"{1000 * report.total_s:.0f} ms, {1000 * report.server_s:.0f} ms of them its arithmetic[/dim]"
         )
+
+
+def _released(
+    client: ScoringClient, items: list[str], k: int, include_seen: bool, skip_unknown: bool
+) -> tuple[list[Recommendation], float]:
+    from he_inference.client import Recommendation
+
+    catalogue = client.items
+    numbers = catalogue.numbers(items, skip_unknown=skip_unknown)
+    scores = client.score_history(items, skip_unknown=skip_unknown)
+    shown = client.release(scores, k, exclude=() if include_seen else numbers.tolist())
+    found = [
+        Recommendation(catalogue.ids[number], catalogue.titles[number], score)
+        for number, score in zip(shown.numbers, shown.scores, strict=True)
+    ]
+    return found, shown.bound
 
 
 def read_history(source: str) -> list[str]:

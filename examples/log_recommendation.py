@@ -12,9 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from he_inference.client import ScoringClient
-from veil.identity.credentials import Credentials
-from veil.identity.names import Identity, Role
+from he_inference.client import ScoringClient, load_credentials, scoring_server
 from veil.privacy.selection import SelectionBudget, release_from_best
 
 LIMIT = 30.0
@@ -23,14 +21,13 @@ LIMIT = 30.0
 
 def main(address: str, credentials_dir: str, key_dir: str, epsilon: str, *history: str) -> None:
     """Prints ten items for the user, then the line for the log."""
-    credentials = Credentials.load(Path(credentials_dir))
-    expect = Identity(credentials.identity.consortium, Role.SCORING, "main")
+    credentials = load_credentials(Path(credentials_dir))
     budget = SelectionBudget(Path(key_dir) / "logged.epsilon", limit=LIMIT)
-    with ScoringClient(address, credentials, expect, Path(key_dir)) as client:
+    with ScoringClient(address, credentials, scoring_server(credentials), Path(key_dir)) as client:
         for item in client.recommend(history=list(history), k=10, exclude_seen=True):
             print(f"{item.score:8.4f}  {item.item_id:>8}  {item.title}")
         model = client.model
-        scores = client.score(model.fold_in.user_vector(client.item_numbers(list(history))))
+        scores = client.score_history(list(history))
     # All items take part, those seen too: which ones are left out would tell the history.
     budget.pay(float(epsilon))
     (chosen,) = release_from_best(scores, 1, float(epsilon), best=10)

@@ -3,11 +3,12 @@
 Run: python examples/score_plain_grpc.py HOST:PORT CREDENTIALS_DIR [SERVER_NAME]
 
 Sends one random user vector. `ScoringClient` (examples/score_from_app.py) does all of this and more: it keeps keys,
-verifies the model's signatures, turns a history into a vector and item numbers into titles.
+retries, verifies the model's signatures, turns a history into a vector and item numbers into titles.
 """
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 
@@ -15,9 +16,8 @@ import grpc
 import numpy as np
 from cryptography import x509
 
-from he_inference.packing import SessionLayout
-from he_inference.parameters import named
-from he_inference.scheme import CkksSession
+from he_inference.layouts.catalogue import layout_of
+from he_inference.scheme import SecretKey
 from veil.wire.v1 import inference_pb2 as messages
 from veil.wire.v1 import inference_pb2_grpc as stubs
 
@@ -37,36 +37,47 @@ def main(address: str, credentials_dir: str, server_name: str = "main") -> None:
     with grpc.secure_channel(address, tls, options) as channel:
         inference = stubs.InferenceServiceStub(channel)
 
-        # (2) Parameters: taken by name from one's own list of sound ones, never number by number from the server.
+        # (2) Offers: parameters are taken by name from one's own list of sound ones, never number by number from the
+        #     server, and everything else follows from them.
         asked = inference.GetParameters(messages.GetParametersRequest(), timeout=30)
-        layout = SessionLayout(named(asked.name), asked.items, asked.dimensions)
-        if list(layout.galois_elements) != list(asked.galois_elements):
+        offer = next(offer for offer in asked.offers if offer.layout in ("session", "keyless"))
+        layout = layout_of(offer.layout, offer.parameters, offer.items, offer.dimensions, offer.packing)
+        if list(layout.galois_elements) != list(offer.galois_elements) or layout.blocks != offer.results:
             sys.exit("the server has another layout")
 
-        # (3) Keys: the secret one stays here, the evaluation keys go to the server once, in pieces of 1 MiB at most.
-        session = CkksSession(layout.parameters)
-        keys = session.evaluation_keys(layout.galois_elements)
-        pieces = [keys[start : start + 2**20] for start in range(0, len(keys), 2**20)]
-        registered = inference.RegisterKeys(
-            (
-                messages.RegisterKeysRequest(parameters_digest=b"" if n else asked.parameters_digest, payload=piece)
-                for n, piece in enumerate(pieces)
-            ),
-            timeout=30,
-        )
+        # (3) Keys: the secret one stays here, the evaluation keys go to the server once, in pieces of 1 MiB at most. A
+        #     keyless offer needs none.
+        secret = SecretKey(layout.parameters)
+        keys, key_digest = b"", b""
+        if layout.galois_elements:
+            keys = secret.evaluation_keys(layout.galois_elements)
+            pieces = [keys[start : start + 2**20] for start in range(0, len(keys), 2**20)]
+            registered = inference.RegisterKeys(
+                (
+                    messages.RegisterKeysRequest(parameters_digest=b"" if n else offer.parameters_digest, payload=piece)
+                    for n, piece in enumerate(pieces)
+                ),
+                timeout=30,
+            )
+            key_digest = registered.key_digest
 
-        # (4) A query: a unit vector, tiled over the slots, encrypted under the secret key.
+        # (4) A query: a unit vector, encrypted under the secret key. The request id makes a retry count once.
         vector = np.random.default_rng().normal(size=layout.dimensions)
         norm = float(np.linalg.norm(vector))
-        query = session.encrypt(layout.pack_query(vector / norm))
-        request = messages.ScoreRequest(key_digest=registered.key_digest, query=query)
-        ciphertexts = [data for part in inference.Score(request, timeout=60) for data in part.ciphertexts]
+        request = messages.ScoreRequest(
+            key_digest=key_digest,
+            query=secret.encrypt(layout.query_polynomials(vector / norm)),
+            offer_digest=offer.offer_digest,
+            request_id=secrets.token_bytes(16),
+        )
+        results = [data for part in inference.Score(request, timeout=60) for data in part.results]
 
         # (5) Scores of all items, decrypted and ranked here. They must not be sent back (docs/threat-model.md).
-        scores = layout.unpack([session.decrypt(data) for data in ciphertexts]) * norm * asked.item_norm
+        numbers, bits = secret.decrypt(results, layout.coefficient_places())
+        scores = layout.scores(numbers, bits) * norm * offer.item_norm
         for number in np.argsort(-scores)[:10]:
             print(f"item {number:6d}  score {scores[number]:8.4f}")
-        print(f"{len(keys)} bytes of keys once, {len(query)} of query, {sum(map(len, ciphertexts))} of response")
+        print(f"{len(keys)} bytes of keys once, {len(request.query)} of query, {sum(map(len, results))} of response")
 
 
 if __name__ == "__main__":
