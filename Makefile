@@ -14,7 +14,7 @@ BENCH_DATA ?= ../shared/data
 PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
 CODE    := veil party coordinator dealer he_inference baseline cli tests examples
 
-.PHONY: help setup demo test check bench bench-privacy protos certs format clean
+.PHONY: help setup demo test check bench bench-score bench-privacy fuzz soak protos certs format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -49,9 +49,18 @@ protos: setup ## Regenerate veil/wire/v1 from protos/
 bench: setup ## Timings as ratios measured side by side; tables and JSON in out/bench
 	$(BIN)/veil bench all --out out/bench
 
+bench-score: setup ## Encrypted scoring beside its peers and limits; tables and JSON in out/bench-score
+	$(BIN)/veil bench score-all --out out/bench-score
+
 bench-privacy: setup ## What a budget buys, on the real data sets in BENCH_DATA; tables and JSON in out/bench-privacy
 	$(BIN)/veil bench privacy-all --data "$(BENCH_DATA)" --out out/bench-privacy
 	$(BIN)/veil audit --data "ml-1m:$(BENCH_DATA)/ml-1m" --epsilon 3 --out out/bench-privacy/audit
+
+fuzz: setup ## 100,000 hostile inputs to a running scoring server, some minutes
+	VEIL_FUZZ_INPUTS=100000 $(BIN)/python -m pytest -q --timeout=7200 tests/integration/test_scoring_fuzz.py
+
+soak: setup ## 10 minutes of load on a scoring server whose compute process is killed at random
+	VEIL_SOAK_S=600 $(BIN)/python -m pytest -q --timeout=1200 tests/integration/test_scoring_operation.py -k soak
 
 certs: setup ## A consortium of three parties for a trial on one machine, in out/certs
 	$(BIN)/veil certs init --dir out/certs --consortium trial --parties alpha,beta,gamma

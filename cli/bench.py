@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from cli.bench_privacy import privacy, privacy_all
-from cli.bench_score import measure, score
+from cli.bench_score import score, score_all
 
 app = typer.Typer(no_args_is_help=True, help="Timings as ratios, measured side by side in one run.")
 app.command()(score)
+app.command(name="score-all")(score_all)
 app.command()(privacy)
 app.command(name="privacy-all")(privacy_all)
 
@@ -54,15 +55,10 @@ def train(
 def everything(
     out: Annotated[Path, typer.Option(help="Folder for one JSON file a case.")] = Path("out/bench"),
 ) -> None:
-    """Every case of docs/benchmarks.md that is a timing.
+    """Every case of docs/benchmarks.md that is a timing, but those of scoring, which `veil bench score-all` has.
 
     Example: veil bench all --out out/bench
     """
-    for params in ("session-8192", "session-4096"):
-        for items in (2_000, 3_706):
-            _report(
-                f"scoring {items} x 128, {params}", measure(items, 128, params), out / f"score-{params}-{items}.json"
-            )
     _report("noise sampler", measure_noise(10_000_000, 1 << 31), out / "noise.json")
     for source in ("dealer", "parties"):
         _report(f"joint training, noise {source}", measure_training(30_000, 3.0, source), out / f"train-{source}.json")
@@ -161,10 +157,6 @@ def _report(title: str, figures: dict[str, Any], json_file: Path | None) -> None
             table.add_row(key, f"{value:.4g}")
         elif key == "machine":
             table.add_row(key, ", ".join(map(str, value.values())))
-        elif key == "peers":
-            for peer, numbers in value.items():
-                for name, number in numbers.items():
-                    table.add_row(f"{peer}.{name}", f"{number:.4g}")
         else:
             table.add_row(key, str(value))
     Console().print(table)

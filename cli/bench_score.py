@@ -1,192 +1,207 @@
-"""`veil bench score`: encrypted scoring beside TenSEAL's own matmul, in one run on one machine."""
+"""`veil bench score` and `score-all`: encrypted scoring beside its peers and its limits, in one run on one machine."""
 
 from __future__ import annotations
 
 import json
-import time
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cli.machine import machine
+from cli.score_case import Case, Progress, measure
+from cli.score_tables import bars_table, show, sound, speedups
+from veil.errors import ConfigError, StateError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+_PEER_QUERIES = 5
 
-
-def measure(
-    items: int, dim: int, params: str, *, queries: int = 20, peer_queries: int = 3, seed: int = 0
-) -> dict[str, Any]:
-    """One case: `items` random unit vectors of `dim` dimensions, `queries` random unit queries, one thread.
-
-    Server times hold loading of the query, arithmetic and saving of the response; client times hold packing,
-    encryption, loading and decryption. Milliseconds, bytes and seconds as the names say. `peers.tenseal_matmul` has
-    the same keys, measured between the same queries; none of it when `peer_queries` is 0.
-    """
-    import numpy as np
-
-    from he_inference.packing import SessionLayout
-    from he_inference.parameters import named
-    from he_inference.scheme import CkksEvaluator, CkksSession
-    from he_inference.scoring import encode_items, score
-
-    generator = np.random.default_rng(seed)
-    rows, vectors = (_unit_rows(generator.normal(size=(count, dim))) for count in (items, queries))
-    truth = vectors @ rows.T
-    layout = SessionLayout(named(params), items, dim)
-    evaluator, session = CkksEvaluator(layout.parameters), CkksSession(layout.parameters)
-    started = time.perf_counter()
-    encoded = encode_items(evaluator, layout, rows)
-    index_build_s = time.perf_counter() - started
-    keys_data = session.evaluation_keys(layout.galois_elements)
-    keys = evaluator.load_keys(keys_data, layout.galois_elements)
-
-    peer = _Peer(rows) if peer_queries else None
-    server_ms, client_ms, found = [], [], []
-    query, response = b"", [b""]
-    for number, vector in enumerate(vectors):
-        start = time.perf_counter()
-        query = session.encrypt(layout.pack_query(vector))
-        sent = time.perf_counter()
-        response = [evaluator.save(c) for c in score(evaluator, encoded, evaluator.load_query(query), keys)]
-        answered = time.perf_counter()
-        found.append(layout.unpack([session.decrypt(data) for data in response]))
-        end = time.perf_counter()
-        server_ms.append(1000 * (answered - sent))
-        client_ms.append(1000 * (sent - start + end - answered))
-        if peer is not None and number < peer_queries:
-            peer.query(vector)
-    result: dict[str, Any] = {
-        "params": params,
-        "items": items,
-        "dim": dim,
-        "queries": queries,
-        **_timings(server_ms, client_ms),
-        "query_bytes": len(query),
-        "response_bytes": sum(map(len, response)),
-        "key_bytes": len(keys_data),
-        "index_bytes": 8 * layout.parameters.poly_modulus_degree * encoded.plaintexts,
-        "index_build_s": index_build_s,
-        **_accuracy(np.stack(found), truth),
-        "max_abs_error_stated": layout.parameters.score_error,
-        "machine": machine(),
-        "peers": {},
-    }
-    if peer is not None:
-        result["peers"]["tenseal_matmul"] = peer.result(truth[:peer_queries])
-        result["speedup"] = result["peers"]["tenseal_matmul"]["server_ms_p50"] / result["server_ms_p50"]
-    return result
-
-
-class _Peer:
-    """TenSEAL's CKKSVector.matmul, with the same clock."""
-
-    def __init__(self, rows: NDArray[Any]) -> None:
-        from he_inference.scheme import TensealMatmul
-
-        self._matmul = TensealMatmul(rows)
-        self._server_ms: list[float] = []
-        self._client_ms: list[float] = []
-        self._found: list[NDArray[Any]] = []
-        self._query: Any = None
-        self._scores: list[Any] = []
-
-    def query(self, vector: NDArray[Any]) -> None:
-        """One query."""
-        start = time.perf_counter()
-        self._query = self._matmul.encrypt(vector)
-        sent = time.perf_counter()
-        self._scores = self._matmul.score(self._query)
-        answered = time.perf_counter()
-        self._found.append(self._matmul.decrypt(self._scores))
-        end = time.perf_counter()
-        self._server_ms.append(1000 * (answered - sent))
-        self._client_ms.append(1000 * (sent - start + end - answered))
-
-    def result(self, truth: NDArray[Any]) -> dict[str, Any]:
-        """The same keys as ours."""
-        import numpy as np
-
-        return {
-            "queries": len(self._found),
-            **_timings(self._server_ms, self._client_ms),
-            "query_bytes": self._matmul.size_bytes(self._query),
-            "response_bytes": self._matmul.size_bytes(*self._scores),
-            "key_bytes": self._matmul.key_bytes(),
-            **_accuracy(np.stack(self._found), truth),
-        }
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the server's arithmetic; default all cores.")]
+Seed = Annotated[int, typer.Option(min=0, help="What items and queries follow from.")]
 
 
 def score(
     items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 4096,
     dim: Annotated[int, typer.Option(min=1, help="Dimensions of a vector.")] = 128,
-    params: Annotated[str, typer.Option(help="Parameter set.")] = "session-8192",
-    queries: Annotated[int, typer.Option(min=1, help="Random queries to measure.")] = 20,
-    peers: Annotated[bool, typer.Option(help="Measure TenSEAL's matmul too.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    params: Annotated[str, typer.Option(help="Parameter set: fast, pq, exact, keyless, keyless-small.")] = "pq",
+    layout: Annotated[str | None, typer.Option(help="session or keyless; default what suits the set.")] = None,
+    packing: Annotated[int | None, typer.Option(min=0, help="For keyless: dimensions a ciphertext.")] = None,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Ask with that many clients at the same time.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, max=100_000, help="Random queries.")] = 1000,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure TenSEAL's matmul and plaintext too.")] = False,
+    threads: Threads = None,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
 ) -> None:
-    """Time encrypted scoring beside TenSEAL's matmul.
+    """Time encrypted scoring, and check every query's scores against plaintext.
 
-    Example: veil bench score --items 4096 --dim 128 --params session-4096 --json out/score.json
+    Exit status 1 when a score was wrong by more than the stated error.
+
+    Example: veil bench score --items 4096 --dim 128 --params fast --peers --json out/score.json
+    """
+    _calm()
+    case = Case(
+        items,
+        dim,
+        params,
+        layout,
+        packing,
+        clients,
+        queries,
+        min(queries, _PEER_QUERIES) if peers else 0,
+        threads,
+        seed,
+    )
+    with _bar() as progress:
+        figures = measure(case, progress)
+    show(figures)
+    if json_file is not None:
+        _write(json_file, figures)
+    _require_sound(figures, "this case")
+
+
+def _calm() -> None:
+    """Plaintext is computed between queries; threads of the linear algebra that spin after it would slow those."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure that must be at most (or at least) so much. key: names separated by points."""
+
+    key: str
+    limit: float
+    at_least: bool = False
+    per_item: bool = False
+
+    def value(self, figures: dict[str, Any]) -> float:
+        """The figure that it is about."""
+        found: Any = figures
+        for name in self.key.split("."):
+            found = found[name]
+        number = float(found)
+        return number / figures["items"] if self.per_item else number
+
+    def met(self, figures: dict[str, Any]) -> bool:
+        """Whether the figure is within."""
+        value = self.value(figures)
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{self.key}{' an item' if self.per_item else ''} {sign} {self.limit:,g}"
+
+
+# The cases of `make bench-score`, with what they must show.
+CASES: dict[str, tuple[Case, tuple[Bar, ...]]] = {
+    "fast-4096x128": (
+        Case(4096, 128, "fast", peer_queries=_PEER_QUERIES),
+        (
+            Bar("server_ms_p50", 6),
+            Bar("speedup.tenseal_matmul", 40, at_least=True),
+            Bar("query_bytes", 34_000),
+            Bar("key_bytes", 130_000),
+            Bar("response_bytes", 36_000),
+        ),
+    ),
+    "pq-4096x128": (Case(4096, 128, "pq", peer_queries=_PEER_QUERIES), (Bar("server_ms_p50", 14),)),
+    "exact-4096x128": (
+        Case(4096, 128, "exact", peer_queries=_PEER_QUERIES),
+        (Bar("max_abs_error_of_rounded", 1e-9),),
+    ),
+    "fast-100000x64": (
+        Case(100_000, 64, "fast", clients=32),
+        (
+            Bar("server_ms_p50", 45),
+            Bar("response_bytes", 8.5, per_item=True),
+            Bar("throughput.service.gain", 1.8, at_least=True),
+        ),
+    ),
+    "keyless-100000x64": (
+        Case(100_000, 64, "keyless", clients=32),
+        (Bar("throughput.service.gain", 2.5, at_least=True),),
+    ),
+    "fast-1000000x64": (
+        Case(1_000_000, 64, "fast"),
+        (
+            Bar("server_ms_p50", 300),
+            Bar("index_bytes", 10 * 64, per_item=True),
+            Bar("index_build_s", 60),
+            Bar("memory.share", 0.6, at_least=True),
+        ),
+    ),
+}
+
+
+def score_all(
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a case.")] = Path("out/bench-score"),
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(CASES)}.")] = None,
+    queries: Annotated[int, typer.Option(min=1, max=100_000, help="Random queries a case.")] = 1000,
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Every case of encrypted scoring in docs/benchmarks.md, and whether each is within its limits.
+
+    A limit that is missed is shown, no more: machines differ. Exit status 1 when a score was wrong by more than the
+    stated error. With 1,000 queries a case it takes about half an hour.
+
+    Example: veil bench score-all --out out/bench-score
     """
     from rich.console import Console
-    from rich.table import Table
 
+    unknown = sorted(set(only or ()) - set(CASES))
+    if unknown:
+        raise ConfigError(f"got case {unknown[0][:40]!r}, expected one of {', '.join(CASES)}")
+    _calm()
+    done: dict[str, dict[str, Any]] = {}
+    for name, (case, bars) in CASES.items():
+        if only and name not in only:
+            continue
+        asked = replace(case, queries=queries, peer_queries=min(queries, case.peer_queries), threads=threads, seed=seed)
+        with _bar(name) as progress:
+            figures = measure(asked, progress)
+        figures["speedup"] = speedups(figures)
+        figures["bars"] = {str(bar): {"value": bar.value(figures), "met": bar.met(figures)} for bar in bars}
+        done[name] = figures
+        show(figures, name)
+        # After each case: an interrupted run keeps what it has.
+        _write(out / f"{name}.json", figures)
+    Console().print(bars_table(done))
+    for name, figures in done.items():
+        _require_sound(figures, name)
+
+
+def _require_sound(figures: dict[str, Any], name: str) -> None:
+    if not sound(figures):
+        raise StateError(
+            f"got scores in {name} that are wrong by up to {figures['max_abs_error']:.3g}, expected at most"
+            f" {figures['max_abs_error_stated']:g}, the ten best within it and the same results alone and together",
+            hint="do not serve with this parameter set; a score error beyond its bound is a defect of Veil",
+        )
+
+
+@contextmanager
+def _bar(title: str = "") -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # On the side of messages, and gone when it is done: the output is the table.
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(f"{title} {what}".strip(), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
     from veil.files import write_atomic
 
-    result = measure(items, dim, params, queries=queries, peer_queries=3 if peers else 0)
-    theirs = result["peers"].get("tenseal_matmul", {})
-    table = Table("", params, *(["TenSEAL matmul"] if theirs else []), box=None)
-    for key in (
-        "server_ms_p50",
-        "client_ms_p50",
-        "query_bytes",
-        "response_bytes",
-        "key_bytes",
-        "max_abs_error",
-        "top10_overlap",
-    ):
-        table.add_row(key, _shown(result[key]), *([_shown(theirs[key])] if theirs else []))
-    console = Console()
-    console.print(f"{items:,} items x {dim}, {queries} queries, one thread; {result['machine']['processor']}")
-    console.print(table)
-    if theirs:
-        console.print(f"{result['speedup']:.1f} times as fast as TenSEAL's matmul")
-    if json_file is not None:
-        write_atomic(json_file, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _unit_rows(rows: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
-    unit: NDArray[Any] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
-
-
-def _timings(server_ms: list[float], client_ms: list[float]) -> dict[str, float]:
-    import numpy as np
-
-    return {
-        "server_ms_p50": float(np.percentile(server_ms, 50)),
-        "server_ms_p99": float(np.percentile(server_ms, 99)),
-        "client_ms_p50": float(np.percentile(client_ms, 50)),
-        "queries_per_s": 1000.0 / float(np.mean(server_ms)),
-    }
-
-
-def _accuracy(found: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
-    import numpy as np
-
-    k = min(10, truth.shape[1])
-    overlaps = [
-        len(set(np.argsort(-mine)[:k]) & set(np.argsort(-true)[:k])) / k
-        for mine, true in zip(found, truth, strict=True)
-    ]
-    return {"max_abs_error": float(np.abs(found - truth).max()), "top10_overlap": float(np.mean(overlaps))}
-
-
-def _shown(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:,.2f}"
+    write_atomic(path, (json.dumps(figures, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())

@@ -31,7 +31,10 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "query": ("cli.query", "app", "Aggregate questions over all parties' users: plan, ask, show the answers."),
     "privacy": ("cli.privacy", "app", "What a budget buys, and what a party has spent."),
     "serve": ("cli.serve", "serve", "Serve a published model to clients that send encrypted vectors."),
+    "index": ("cli.index", "app", "The encoded items that a scoring server reads: build, show, update, remove."),
+    "tokens": ("cli.tokens", "app", "Bearer tokens for clients of a scoring server: add, list, revoke."),
     "recommend": ("cli.recommend", "recommend", "Ask a server for recommendations without showing it the history."),
+    "tune": ("cli.tune", "tune", "Choose layout and parameters of encrypted scoring for a link, checked by trial."),
     "baseline": (
         "cli.baseline",
         "app",

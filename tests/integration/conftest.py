@@ -12,7 +12,7 @@ import pytest
 from cli import job_client
 from cli.local import LocalConsortium, PartySite
 from he_inference.client import ScoringClient
-from he_inference.server import ScoringServer, start
+from he_inference.service.server import ScoringServer, start
 from tests.integration.scoring_site import ANNA, EVE, SERVER, Connect, Site, make_model, publish
 from veil.identity import certificates
 from veil.identity.authority import sign_request

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from he_inference import exchange
 from he_inference.client import ScoringClient
-from he_inference.config import Load, ScoringConfig
-from he_inference.parameters import SESSION_4096
-from he_inference.server import ScoringServer
+from he_inference.exchange import Offer
+from he_inference.scheme import SecretKey
+from he_inference.service.budget import BudgetSettings
+from he_inference.service.config import Load, Reload, ScoringConfig
+from he_inference.service.limits import LimitSettings
+from he_inference.service.server import ScoringServer
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import Catalogue as CatalogueSpec
@@ -52,8 +59,11 @@ class Site:
             "model": self.published,
             "require_signers": ("alpha", "beta"),
             "state": folder / "state",
-            "parameters": SESSION_4096.name,
+            "offers": ("fast",),
             "load": Load(timeout_s=20.0),
+            "reload": Reload(every_s=0),
+            "budget": BudgetSettings(enabled=False),
+            "limits": LimitSettings(per_client_rate_s=1e5, per_client_burst=100_000),
         }
         return ScoringConfig.model_validate({**values, **changes})
 
@@ -104,14 +114,73 @@ def own_client(site: Site, server: ScoringServer, folder: Path) -> ScoringClient
     return ScoringClient(server.address, site.credentials(ANNA), SERVER, folder / "keys")
 
 
-def register(stub: inference_pb2_grpc.InferenceServiceStub, server: ScoringServer, keys: bytes) -> bytes:
+class Raw:
+    """A client by generated stubs and the encryption layer alone, so that every call and status is seen."""
+
+    def __init__(self, channel: grpc.Channel, model: Model, *, offer: int = 0) -> None:
+        self.stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.model = model
+        self.refresh(offer)
+        self.secret = SecretKey(self.offer.layout.parameters)
+        self.keys = self.secret.evaluation_keys(self.offer.layout.galois_elements)
+        self.digest = b""
+        self.register()
+
+    def refresh(self, offer: int = 0) -> None:
+        """Asks for the offers and takes one of them."""
+        message = self.stub.GetParameters(messages.GetParametersRequest(), timeout=30)
+        self.offer = exchange.offers_from_wire(message, "server")[offer]
+
+    def register(self) -> None:
+        """Sends the evaluation keys, where the offer wants them."""
+        if self.offer.layout.galois_elements:
+            self.digest = register(self.stub, self.offer, self.keys)
+
+    def query(self, vector: NDArray[np.float64]) -> bytes:
+        return self.secret.encrypt(self.offer.layout.query_polynomials(vector))
+
+    def ask(self, query: bytes, **more: Any) -> list[bytes]:
+        return ask(self.stub, self.offer, self.digest, query, **more)
+
+    def check(self, results: list[bytes], vector: NDArray[np.float64]) -> None:
+        """Results are the model's scores of that vector."""
+        layout = self.offer.layout
+        found = layout.scores(*self.secret.decrypt(results, layout.coefficient_places())) * self.offer.item_norm
+        truth = self.model.item_factors.astype(np.float64) @ vector
+        assert np.abs(found - truth).max() < self.offer.score_error
+
+    def right(self, seed: int = 0, **more: Any) -> None:
+        """One query, answered rightly."""
+        vector = unit_vector(seed)
+        self.check(self.ask(self.query(vector), **more), vector)
+
+
+def unit_vector(seed: int) -> NDArray[np.float64]:
+    vector = np.random.default_rng(seed).normal(size=DIMENSIONS)
+    return vector / np.linalg.norm(vector)
+
+
+def register(stub: inference_pb2_grpc.InferenceServiceStub, offer: Offer, keys: bytes) -> bytes:
     pieces = [
-        messages.RegisterKeysRequest(parameters_digest=server.terms.parameters_digest if n == 0 else b"", payload=piece)
+        messages.RegisterKeysRequest(parameters_digest=offer.parameters_digest if n == 0 else b"", payload=piece)
         for n, piece in enumerate(exchange.chunks(keys))
     ]
     return bytes(stub.RegisterKeys(iter(pieces), timeout=30).key_digest)
 
 
-def ask(stub: inference_pb2_grpc.InferenceServiceStub, digest: bytes, query: bytes) -> list[bytes]:
-    request = messages.ScoreRequest(key_digest=digest, query=query)
-    return [data for part in stub.Score(request, timeout=30) for data in part.ciphertexts]
+def ask(
+    stub: inference_pb2_grpc.InferenceServiceStub,
+    offer: Offer,
+    digest: bytes,
+    query: bytes,
+    *,
+    request_id: bytes | None = None,
+    timeout_s: float = 30,
+) -> list[bytes]:
+    request = messages.ScoreRequest(
+        key_digest=digest,
+        query=query,
+        offer_digest=offer.offer_digest,
+        request_id=os.urandom(16) if request_id is None else request_id,
+    )
+    return [data for part in stub.Score(request, timeout=timeout_s) for data in part.results]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from he_inference.server import ScoringServer
+from he_inference.service.server import ScoringServer
 from tests.integration.scoring_site import ANNA, Site
 from veil.errors import BudgetError
 

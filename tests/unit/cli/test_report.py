@@ -56,7 +56,7 @@ def _small() -> report.Report:
             "key_bytes": 255_500,
             "max_abs_error": 9.2e-4,
             "top10_overlap": 1.0,
-            "parameters": "session-8192",
+            "parameters": "pq",
             "sample": {"plaintext": [0.0, 1.0, 2.0], "encrypted": [0.0001, 1.0, 1.9998]},
             "example": [{"title": "Fish & <Chips>", "score": 4.2}],
         },

@@ -1,16 +1,14 @@
-"""`veil serve`, `veil recommend` and `veil bench score`: what they read and what they refuse, without a server."""
+"""`veil serve` and `veil recommend`: what they read and what they refuse, without a server."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cli.bench_score import measure, score
 from cli.recommend import read_history
 from cli.serve import serve
 from veil.errors import ArtifactError, ConfigError, IdentityError, InputError
@@ -38,18 +36,5 @@ def test_serve_names_the_options_that_are_missing(tmp_path: Path) -> None:
         serve(model=tmp_path)
     with pytest.raises((IdentityError, ArtifactError, InputError)):
         serve(
-            model=tmp_path, credentials=tmp_path, listen="127.0.0.1:0", signers="alpha", state=tmp_path / "s", workers=1
+            model=tmp_path, credentials=tmp_path, listen="127.0.0.1:0", signers="alpha", state=tmp_path / "s", threads=1
         )
-
-
-def test_the_benchmark_measures_both_and_writes_json(tmp_path: Path) -> None:
-    score(items=300, dim=8, params="session-4096", queries=2, peers=True, json_file=tmp_path / "score.json")
-    result = json.loads((tmp_path / "score.json").read_text())
-    ours, theirs = result, result["peers"]["tenseal_matmul"]
-    for side in (ours, theirs):
-        assert side["max_abs_error"] < result["max_abs_error_stated"]
-        assert side["top10_overlap"] == 1.0
-        assert min(side["server_ms_p50"], side["client_ms_p50"], side["queries_per_s"]) > 0
-    for key in ("query_bytes", "response_bytes", "key_bytes"):
-        assert 0 < ours[key] < theirs[key]
-    assert measure(10, 4, "session-8192", queries=1, peer_queries=0)["peers"] == {}
