@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Before anything imports Numba, which takes no other number afterwards; tests share the cores with their processes.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 _SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

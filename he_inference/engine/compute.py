@@ -14,17 +14,16 @@ import numpy as np
 
 from he_inference import messages
 from he_inference.engine.reading import read_query
+from he_inference.engine.seam import BLOCKS_AT_A_TIME
+from he_inference.index.encode import encoded_polynomials
 from he_inference.layouts.seam import Integers, Layout
-from he_inference.ring import ntt, plain
 from he_inference.ring.accumulate import TILE, accumulate, tiled_queries
 from he_inference.ring.moduli import Words, moduli
 from he_inference.ring.response import packed, truncated
 from he_inference.ring.rotations import baby_steps, giant_steps
 from he_inference.ring.switch import Places, places_of, prepared_keys, switching
 
-# Blocks that are accumulated before their results are rotated and packed; bounds the working memory of a batch.
-_BLOCKS_AT_A_TIME = 32
-# The same of a batch: its sums stay within the caches.
+# Blocks times queries that are summed up at a time: the sums of a batch stay within the caches.
 _SUMS_AT_A_TIME = 256
 
 
@@ -52,10 +51,7 @@ class Compute:
 
     def encode(self, polynomials: Integers) -> Words:
         """uint32[primes, tiles, terms, TILE]: a block of the index from `Layout.item_polynomials`, int64[terms, N]."""
-        values = plain.residues(polynomials, self._ring)
-        ntt.forward(values, self._ring)
-        terms, primes, n = values.shape
-        return np.ascontiguousarray(values.reshape(terms, primes, n // TILE, TILE).transpose(1, 2, 0, 3))
+        return encoded_polynomials(polynomials, self._ring)
 
     def read_query(self, data: bytes) -> Words:
         """uint32[ciphertexts, 2, primes, N] in the order of kernels; raises `CiphertextError`."""
@@ -73,7 +69,7 @@ class Compute:
         without rotations).
         """
         tiled = self._rotated(queries, keys)
-        step = max(4, min(_BLOCKS_AT_A_TIME, _SUMS_AT_A_TIME // len(queries)))
+        step = max(4, min(BLOCKS_AT_A_TIME, _SUMS_AT_A_TIME // len(queries)))
         for start in range(0, len(index), step):
             sums = accumulate(index[start : start + step], tiled, self._q)
             yield self._packed(self._folded(sums, keys))

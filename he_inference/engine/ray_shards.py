@@ -40,6 +40,7 @@ from typing import Any, Final
 
 from he_inference import messages
 from he_inference.engine.pinned import pin
+from he_inference.engine.seam import BLOCKS_AT_A_TIME
 from he_inference.engine.shard import KEY_SLOTS, Part, ShardKeys, ShardProcess, index_digest, read_answer, write_request
 from he_inference.index.store import Index
 from he_inference.layouts.seam import Layout
@@ -52,8 +53,6 @@ _KINDS: Final = ("session", "keyless")
 _MOST_RETRIES: Final = 3
 # Larger requests are put into Ray's store once for all actors of a node, smaller ones go along with the call.
 _INLINE_BYTES: Final = 64 * 1024
-# Results that are handed on at a time; as `he_inference.engine.compute`.
-_BLOCKS_AT_A_TIME: Final = 32
 # So little that actors of all offers and generations fit (one index is scored at a time), and more than nothing, so
 # that Ray leaves nodes alone which the operator started without processors.
 _RESERVED_CPUS: Final = 0.001
@@ -269,8 +268,8 @@ class RayShards:
                 raise ProtocolMismatch("a shard lacks keys that it was sent")
             actor.learns(keys)
             self.compute_us = max(self.compute_us, answer.compute_us)
-            for start in range(0, actor.part.last - actor.part.first, _BLOCKS_AT_A_TIME):
-                yield [results[start : start + _BLOCKS_AT_A_TIME] for results in answer.results]
+            for start in range(0, actor.part.last - actor.part.first, BLOCKS_AT_A_TIME):
+                yield [results[start : start + BLOCKS_AT_A_TIME] for results in answer.results]
 
     def close(self) -> None:
         """Ends the actors; may be called again."""

@@ -14,6 +14,9 @@ from typing import Protocol, TypeVar
 
 from he_inference.layouts.seam import Layout
 
+BLOCKS_AT_A_TIME = 32
+"""Blocks that an engine sums up before their results are rotated, packed and handed on: bounds its working memory."""
+
 QueryT = TypeVar("QueryT")
 KeysT = TypeVar("KeysT")
 

@@ -24,7 +24,6 @@ from he_inference.layouts.catalogue import key_bytes, query_bytes
 from he_inference.service.access import Access, Client
 from he_inference.service.audience import refuse_files
 from he_inference.service.budget import QueryBudget, request_digest
-from he_inference.service.cutoff import Cutoff
 from he_inference.service.generations import Generations
 from he_inference.service.journal import Journal
 from he_inference.service.key_cache import KeyCache
@@ -34,6 +33,7 @@ from he_inference.service.pool import WorkerPool
 from he_inference.service.process import IndexFile
 from he_inference.service.tickets import Late, Scores
 from veil.errors import CiphertextError, WireError
+from veil.wire.cutoff import Cutoff
 from veil.wire.status import abort
 from veil.wire.v1 import inference_pb2, inference_pb2_grpc
 

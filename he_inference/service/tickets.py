@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from he_inference.engine.seam import BLOCKS_AT_A_TIME
 from he_inference.layouts.catalogue import result_bytes
 from he_inference.layouts.seam import Layout
 from he_inference.service.process import IndexFile
@@ -21,7 +22,6 @@ from veil.errors import PeerError
 MOST_TOGETHER = 32
 # Working memory of one batch: what engines hold of it at a time, by `most_together`.
 _BATCH_BYTES = 768 * 1024 * 1024
-_BLOCKS_AT_A_TIME = 32
 
 
 class Late(PeerError):
@@ -122,5 +122,5 @@ def most_together(layout: Layout) -> int:
     """Queries of a batch, so that what is held of it at a time stays within `_BATCH_BYTES`."""
     ciphertext_bytes = 2 * len(layout.parameters.data_primes) * layout.parameters.degree * 4
     rotated = (4 * layout.rotations + 3 * layout.query_ciphertexts) * ciphertext_bytes
-    summed = 2 * min(layout.blocks, _BLOCKS_AT_A_TIME) * (layout.groups + 1) * ciphertext_bytes
+    summed = 2 * min(layout.blocks, BLOCKS_AT_A_TIME) * (layout.groups + 1) * ciphertext_bytes
     return max(1, min(MOST_TOGETHER, _BATCH_BYTES // (rotated + summed + layout.blocks * result_bytes(layout))))

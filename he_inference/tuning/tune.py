@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from he_inference.encoding.slots import Bfv
+from he_inference.engine.seam import BLOCKS_AT_A_TIME
 from he_inference.layouts.catalogue import (
     MAX_QUERY_BYTES,
     key_bytes,
@@ -51,8 +52,6 @@ SETS = (FAST, PQ, EXACT, KEYLESS, KEYLESS_SMALL)
 _PACKINGS = (1, 2, 4, 8, 16, 32, 64)
 # Of SEAL's errors, a clipped normal distribution.
 _FRESH = 3.2
-# Results that the engine packs and rotates at a time.
-_BLOCKS_AT_A_TIME = 32
 # A trial of more than this is made with fewer items, so that it takes seconds.
 TRIAL_BYTES = 128 << 20
 _UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -175,8 +174,8 @@ def predict(layout: Layout, costs: Costs, link: Link, one_shot: bool) -> Plan:
     server = costs.reading(layout.query_ciphertexts) + costs.accumulation(index)
     if layout.query_ciphertexts == 1:
         server += (layout.rotations - 1) * costs.baby
-    whole, rest = divmod(layout.blocks, _BLOCKS_AT_A_TIME)
-    for rows, times in ((_BLOCKS_AT_A_TIME, whole), (rest, 1)):
+    whole, rest = divmod(layout.blocks, BLOCKS_AT_A_TIME)
+    for rows, times in ((BLOCKS_AT_A_TIME, whole), (rest, 1)):
         server += times * ((layout.groups - 1) * costs.giant(rows) + costs.packing(rows))
     client = costs.encryption(layout.query_ciphertexts) + costs.decryption(layout.blocks)
     total = client + server + 8000 * (up / link.up + down / link.down)

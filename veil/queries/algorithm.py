@@ -23,7 +23,7 @@ from veil.queries.intervals import NoiseOn
 from veil.queries.question import UNIT, from_text
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.rows import PartyRows
-from veil.trainers.seam import PublicState, check_releases
+from veil.trainers.seam import PublicState, check_catalogue, check_releases
 
 
 class QueryAlgorithm:
@@ -35,12 +35,7 @@ class QueryAlgorithm:
     def __init__(self, spec: JobSpec, catalogue: Catalogue) -> None:
         if not isinstance(spec.trainer, QueryTrainer):
             raise ConfigError(f"got a job of trainer {spec.trainer.kind!r}, expected query")
-        if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
-            raise ConfigError(
-                f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
-                f" of {spec.catalogue.items}",
-                hint="load the catalogue that the job names",
-            )
+        check_catalogue(spec, catalogue)
         counts = [Count(from_text(text), catalogue, spec.nonce) for text in spec.trainer.questions]
         self.spec = spec
         self.steps: list[str] = [count.question.name for count in counts]

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from veil.errors import ConfigError
 from veil.jobs.spec import JobSpec, Mechanism, Release
+from veil.recsys.catalogue import Catalogue
 from veil.trainers.rows import PartyRows
 
 Int64 = npt.NDArray[np.int64]
@@ -74,6 +75,16 @@ class Expected:
     sensitivity: int
     mechanism: Mechanism = "rounded-gaussian"
     sampling: float = 1.0
+
+
+def check_catalogue(spec: JobSpec, catalogue: Catalogue) -> None:
+    """Raises `ConfigError` unless the catalogue is the one that the job names."""
+    if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
+        raise ConfigError(
+            f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
+            f" of {spec.catalogue.items}",
+            hint="load the catalogue that the job names",
+        )
 
 
 def check_releases(spec: JobSpec, expected: Iterable[Expected]) -> None:

@@ -33,6 +33,7 @@ from grpc_reflection.v1alpha import reflection
 from veil.errors import IdentityError, StateError, VeilError, WireError
 from veil.identity import certificates
 from veil.identity.names import Identity, Role
+from veil.wire.cutoff import Cutoff
 from veil.wire.probe import EXPECTED_PEER
 from veil.wire.status import abort
 
@@ -42,7 +43,6 @@ _REQUEST_WITHIN_S = 20.0
 _PUBLIC = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 _PUBLIC_CALLS = 4
 _PUBLIC_WITHIN_S = 20.0
-_LOOK_EVERY_S = 0.5
 _LONGEST_TOKEN = 256
 # strangers may call at a port for tokens; they must not be able to fill the log
 _QUIET_S = 1.0
@@ -196,7 +196,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
             busy = StateError("got too many calls of health checking and reflection at a time", hint="try again later")
             abort(context, busy, grpc.StatusCode.RESOURCE_EXHAUSTED)
         try:
-            with _patience.within(_PUBLIC_WITHIN_S, context):
+            with _patience.after(_PUBLIC_WITHIN_S, context.cancel):
                 yield
         finally:
             self._public_calls.release()
@@ -280,48 +280,12 @@ def _service(method: str) -> str:
     return method.strip("/").rpartition("/")[0]
 
 
-class _Patience:
-    """Cancels calls that outstay their time. One thread for all of them, since a timer each would cost every call."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._watched = False
-
-    @contextmanager
-    def within(self, limit_s: float, context: grpc.ServicerContext) -> Iterator[None]:
-        """Cancels the call when the block takes longer, to within `_LOOK_EVERY_S`."""
-        entry = object()
-        with self._lock:
-            self._entries[entry] = (time.monotonic() + limit_s, context.cancel)
-            if not self._watched:
-                self._watched = True
-                threading.Thread(target=self._watch, name="veil-patience", daemon=True).start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._entries.pop(entry, None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(_LOOK_EVERY_S)
-            now = time.monotonic()
-            with self._lock:
-                late = [cancel for until, cancel in self._entries.values() if until < now]
-                if not self._entries:
-                    self._watched = False
-                    return
-            for cancel in late:
-                cancel()
-
-
-_patience = _Patience()
+_patience = Cutoff()
 
 
 def _only(raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
     """The request of a call that has one."""
-    with _patience.within(_REQUEST_WITHIN_S, context):
+    with _patience.after(_REQUEST_WITHIN_S, context.cancel):
         request = next(raw, None)
     if request is None:
         raise WireError("got a call without its request, expected one message")

@@ -66,7 +66,7 @@ from veil.trainers.als.statistics import (
 )
 from veil.trainers.linear import COUNT_BITS, COUNTS, array_of, count_sensitivity, count_sum, model_of, model_state
 from veil.trainers.rows import PartyRows
-from veil.trainers.seam import Expected, Int64, PublicState, check_releases
+from veil.trainers.seam import Expected, Int64, PublicState, check_catalogue, check_releases
 from veil.trainers.subspace.algorithm import unit_rows
 
 Float64 = npt.NDArray[np.float64]
@@ -101,12 +101,7 @@ class AlsAlgorithm:
         trainer = spec.trainer
         if not isinstance(trainer, AlsTrainer):
             raise ConfigError(f"got a job of trainer {trainer.kind!r}, expected als")
-        if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
-            raise ConfigError(
-                f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
-                f" of {spec.catalogue.items}",
-                hint="load the catalogue that the job names",
-            )
+        check_catalogue(spec, catalogue)
         columns = trainer.dimensions + trainer.content_dimensions + postprocess.USER_TERMS
         if columns > MAX_DIMENSIONS:
             raise ConfigError(f"got a user vector of {columns} entries, expected at most {MAX_DIMENSIONS}")

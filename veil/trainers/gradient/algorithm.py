@@ -43,7 +43,7 @@ from veil.trainers.gradient.publication import ModulePublication
 from veil.trainers.gradient.rehearsal import check_module
 from veil.trainers.gradient.releases import MODULE_OPTION_PREFIX, USER_BITS, USERS, check_gradient_releases, round_bits
 from veil.trainers.rows import PartyRows
-from veil.trainers.seam import PublicState
+from veil.trainers.seam import PublicState, check_catalogue
 
 Int64 = npt.NDArray[np.int64]
 
@@ -63,12 +63,7 @@ class GradientAlgorithm:
         self, spec: JobSpec, catalogue: Catalogue, code: ModuleCode, *, coins: ByteSource | None = None
     ) -> None:
         self.trainer = check_gradient_releases(spec)
-        if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
-            raise ConfigError(
-                f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
-                f" of {spec.catalogue.items}",
-                hint="load the catalogue that the job names",
-            )
+        check_catalogue(spec, catalogue)
         self.spec, self.code = spec, code
         self.optimizer, steps, rate = settings_of(self.trainer.options)
         self.facts = job_facts(spec, self.trainer, catalogue)

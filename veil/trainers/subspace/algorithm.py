@@ -52,7 +52,7 @@ from veil.recsys.model import MAX_DIMENSIONS, Model
 from veil.recsys.trained import Trained
 from veil.trainers.linear import COUNT_BITS, COUNTS, array_of, model_of, model_state
 from veil.trainers.rows import PartyRows
-from veil.trainers.seam import Expected, PublicState, check_releases
+from veil.trainers.seam import Expected, PublicState, check_catalogue, check_releases
 from veil.trainers.subspace.counts import (
     USER_STEPS,
     Estimate,
@@ -95,12 +95,7 @@ class SubspaceAlgorithm:
         trainer = spec.trainer
         if not isinstance(trainer, SubspaceTrainer):
             raise ConfigError(f"got a job of trainer {trainer.kind!r}, expected subspace")
-        if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
-            raise ConfigError(
-                f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
-                f" of {spec.catalogue.items}",
-                hint="load the catalogue that the job names",
-            )
+        check_catalogue(spec, catalogue)
         columns = trainer.dimensions * (trainer.rounds > 0) + trainer.content_dimensions + postprocess.USER_TERMS
         if columns > MAX_DIMENSIONS:
             raise ConfigError(f"got a user vector of {columns} entries, expected at most {MAX_DIMENSIONS}")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
