@@ -16,6 +16,7 @@ import grpc
 
 from dealer.sessions import Limits, Sessions, payload_bytes
 from veil.identity.names import Identity, Role
+from veil.mpc.engine import wire as engine_wire
 from veil.mpc.items import from_wire
 from veil.privacy.noise import ByteSource, system_source
 from veil.wire.channel import CHUNK_BYTES, Service, caller
@@ -66,15 +67,24 @@ class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
     def Correct(
         self, request: dealer_pb2.CorrectRequest, context: grpc.ServicerContext
     ) -> Iterator[dealer_pb2.CorrectResponse]:
-        """The correction of one item, in pieces of at most 1 MiB."""
+        """The correction of one item, or of many of the engine one after another, in pieces of at most 1 MiB."""
         party = caller(context)
+        if request.WhichOneof("item") == "engine_items":
+            yield from self._provide(party, request)
+            return
         item = from_wire(request)
         with self._slots:
             data = payload_bytes(self.sessions.correct(party, request.job_id, request.index, item))
         _log.debug("job %s: item %d %s, %d bytes", request.job_id, request.index, item.kind, len(data))
-        for start in range(0, max(len(data), 1), CHUNK_BYTES):
-            piece = bytes(data[start : start + CHUNK_BYTES])
-            yield dealer_pb2.CorrectResponse(payload=piece, last=start + CHUNK_BYTES >= len(data))
+        yield from _pieces(data)
+
+    def _provide(self, party: Identity, request: dealer_pb2.CorrectRequest) -> Iterator[dealer_pb2.CorrectResponse]:
+        items = engine_wire.from_wire(request.engine_items)
+        with self._slots:
+            corrections = self.sessions.provide(party, request.job_id, request.index, items)
+            data = b"".join(payload_bytes(tensor) for tensor in corrections)
+        _log.debug("job %s: %d items from %d, %d bytes", request.job_id, len(items), request.index, len(data))
+        yield from _pieces(memoryview(data))
 
     def CloseSession(
         self, request: dealer_pb2.CloseSessionRequest, context: grpc.ServicerContext
@@ -84,3 +94,9 @@ class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
         self.sessions.close(party, request.job_id)
         _log.info("job %s: closed by %s", request.job_id, party.name)
         return dealer_pb2.CloseSessionResponse()
+
+
+def _pieces(data: memoryview) -> Iterator[dealer_pb2.CorrectResponse]:
+    for start in range(0, max(len(data), 1), CHUNK_BYTES):
+        piece = bytes(data[start : start + CHUNK_BYTES])
+        yield dealer_pb2.CorrectResponse(payload=piece, last=start + CHUNK_BYTES >= len(data))

@@ -11,15 +11,17 @@ from __future__ import annotations
 import hmac
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from dealer.engine_items import EngineItems
 from veil.errors import ConfigError, IdentityError, PolicyError, ProtocolMismatch, StateError, WireError
 from veil.identity.names import Identity, Role
-from veil.jobs.spec import JobSpec, digest, parse
+from veil.jobs.spec import JobSpec, Release, digest, parse
+from veil.mpc.engine.items import EngineItem
 from veil.mpc.items import MAX_ELEMENTS, MAX_WORK, Item, check
 from veil.mpc.triples import correction, item_key
 from veil.privacy import noise_of
@@ -50,6 +52,7 @@ class _Job:
     last_used_s: float
     seeds: dict[int, bytes] = field(default_factory=dict)
     next_index: int = 0
+    engine: EngineItems | None = None
     noised: set[str] = field(default_factory=set)
     busy: bool = False
 
@@ -120,11 +123,7 @@ class Sessions:
         with self._lock:
             self._expire()
             job = self._find(job_id)
-            if self._rank(caller, job.spec) != 0:
-                raise PolicyError(f"got a request of {caller.name!r}, expected it from {job.spec.parties[0]!r} only")
-            if len(job.seeds) < len(job.spec.parties):
-                missing = [name for rank, name in enumerate(job.spec.parties) if rank not in job.seeds]
-                raise StateError(f"got a request before {', '.join(missing)} registered, expected all parties first")
+            self._check_ready(job, caller)
             if job.busy or index != job.next_index or index >= self._limits.items:
                 expected = f"index {job.next_index} below {self._limits.items}, one at a time"
                 raise StateError(f"got index {index}, expected {expected}")
@@ -137,26 +136,69 @@ class Sessions:
             job.busy = True
             keys = [item_key(job.seeds[rank], index, item) for rank in range(len(job.spec.parties))]
         try:
-            return correction(item, keys, self._draw(job, item) if item.kind == "noise" else None)
+            return correction(item, keys, self._noise(job, item.release))
         finally:
             with self._lock:
                 job.busy = False
                 job.last_used_s = self._clock()
 
+    def provide(self, caller: Identity, job_id: str, first: int, items: Sequence[EngineItem]) -> Iterator[Tensor]:
+        """Corrections of the engine's items from number `first` on, for the party of rank 0; masks have none.
+
+        The numbers are spent when the first correction is asked of the iterator, whatever happens after.
+        """
+        with self._lock:
+            self._expire()
+            job = self._find(job_id)
+            self._check_ready(job, caller)
+            if job.engine is None:
+                seeds = [job.seeds[rank] for rank in range(len(job.spec.parties))]
+                job.engine = EngineItems(seeds, max_items=self._limits.items)
+            if job.busy:
+                raise StateError("got a request while another is served, expected one at a time")
+            items = [self._completed(job, item) for item in items]
+            releases = [item.release for item in items if item.kind == "noise"]
+            if len(set(releases)) != len(releases):
+                raise PolicyError("got the noise of one release twice, expected one draw of each")
+            engine = job.engine
+            engine.admit(first, items, max_elements=self._limits.elements, max_work=self._limits.work)
+            job.noised.update(releases)
+            job.busy = True
+        try:
+            for number, item in enumerate(items, first):
+                if item.dependent_shape is not None:
+                    yield engine.correction(number, item, self._noise(job, item.release))
+        finally:
+            with self._lock:
+                job.busy = False
+                job.last_used_s = self._clock()
+
+    def _check_ready(self, job: _Job, caller: Identity) -> None:
+        if self._rank(caller, job.spec) != 0:
+            raise PolicyError(f"got a request of {caller.name!r}, expected it from {job.spec.parties[0]!r} only")
+        if len(job.seeds) < len(job.spec.parties):
+            missing = [name for rank, name in enumerate(job.spec.parties) if rank not in job.seeds]
+            raise StateError(f"got a request before {', '.join(missing)} registered, expected all parties first")
+
+    def _completed(self, job: _Job, item: EngineItem) -> EngineItem:
+        """A noise item gets its shape from the job text; other items stay as they are."""
+        return replace(item, shape=self._noised(job, item.release).shape) if item.kind == "noise" else item
+
+    def _noise(self, job: _Job, release: str) -> Tensor | None:
+        return torch.from_numpy(noise_of.draw(job.spec.release(release), self._noise_source())) if release else None
+
     def _complete(self, job: _Job, item: Item) -> Item:
         """A noise item gets its shape from the job text; other items stay as they are."""
-        if item.kind != "noise":
-            return item
-        release = job.spec.release(item.release)
+        return replace(item, shapes=(self._noised(job, item.release).shape,)) if item.kind == "noise" else item
+
+    def _noised(self, job: _Job, name: str) -> Release:
+        """The release whose noise is asked for, which may be once. Raises `PolicyError`."""
+        release = job.spec.release(name)
         if job.spec.privacy.noise.source != "dealer":
             raise PolicyError("got a request for noise, expected none: by the job text the parties draw it")
         if release.name in job.noised:
             raise PolicyError(f"got a second request for the noise of {release.name!r}, expected one draw")
-        return replace(item, shapes=(release.shape,))
-
-    def _draw(self, job: _Job, item: Item) -> Tensor:
-        release = job.spec.release(item.release)
-        return torch.from_numpy(noise_of.draw(release, self._noise_source()))
+        return release
 
     def close(self, caller: Identity, job_id: str) -> None:
         """Forgets a job. One party is enough: without all of them no job goes on. A forgotten job is forgotten."""

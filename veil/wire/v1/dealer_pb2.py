@@ -24,41 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19veil/wire/v1/dealer.proto\x12\x0cveil.wire.v1\"J\n\x12OpenSessionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08job_text\x18\x02 \x01(\t\x12\x12\n\njob_digest\x18\x03 \x01(\x0c\"#\n\x13OpenSessionResponse\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"\xdf\x02\n\x0e\x43orrectRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x37\n\x0f\x61\x64\x64itive_triple\x18\x03 \x01(\x0b\x32\x1c.veil.wire.v1.AdditiveTripleH\x00\x12/\n\x0bsquare_pair\x18\x04 \x01(\x0b\x32\x18.veil.wire.v1.SquarePairH\x00\x12\x33\n\rbinary_triple\x18\x05 \x01(\x0b\x32\x1a.veil.wire.v1.BinaryTripleH\x00\x12+\n\twrap_pair\x18\x06 \x01(\x0b\x32\x16.veil.wire.v1.WrapPairH\x00\x12)\n\x08\x62it_pair\x18\x07 \x01(\x0b\x32\x15.veil.wire.v1.BitPairH\x00\x12/\n\x0bnoise_share\x18\x08 \x01(\x0b\x32\x18.veil.wire.v1.NoiseShareH\x00\x42\x06\n\x04item\"\x18\n\x05Shape\x12\x0f\n\x07\x65xtents\x18\x01 \x03(\x04\"\x9a\x01\n\x0e\x41\x64\x64itiveTriple\x12\x11\n\toperation\x18\x01 \x01(\t\x12!\n\x04left\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12\"\n\x05right\x18\x03 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12.\n\x0b\x63onvolution\x18\x04 \x01(\x0b\x32\x19.veil.wire.v1.Convolution\"h\n\x0b\x43onvolution\x12\x0e\n\x06stride\x18\x01 \x03(\r\x12\x0f\n\x07padding\x18\x02 \x03(\r\x12\x10\n\x08\x64ilation\x18\x03 \x03(\r\x12\x16\n\x0eoutput_padding\x18\x04 \x03(\r\x12\x0e\n\x06groups\x18\x05 \x01(\r\"0\n\nSquarePair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"U\n\x0c\x42inaryTriple\x12!\n\x04left\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12\"\n\x05right\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.Shape\".\n\x08WrapPair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"-\n\x07\x42itPair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"\x1d\n\nNoiseShare\x12\x0f\n\x07release\x18\x01 \x01(\t\"0\n\x0f\x43orrectResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\"%\n\x13\x43loseSessionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse2\x84\x02\n\rDealerService\x12R\n\x0bOpenSession\x12 .veil.wire.v1.OpenSessionRequest\x1a!.veil.wire.v1.OpenSessionResponse\x12H\n\x07\x43orrect\x12\x1c.veil.wire.v1.CorrectRequest\x1a\x1d.veil.wire.v1.CorrectResponse0\x01\x12U\n\x0c\x43loseSession\x12!.veil.wire.v1.CloseSessionRequest\x1a\".veil.wire.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19veil/wire/v1/dealer.proto\x12\x0cveil.wire.v1\"J\n\x12OpenSessionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08job_text\x18\x02 \x01(\t\x12\x12\n\njob_digest\x18\x03 \x01(\x0c\"#\n\x13OpenSessionResponse\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"\x92\x03\n\x0e\x43orrectRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x37\n\x0f\x61\x64\x64itive_triple\x18\x03 \x01(\x0b\x32\x1c.veil.wire.v1.AdditiveTripleH\x00\x12/\n\x0bsquare_pair\x18\x04 \x01(\x0b\x32\x18.veil.wire.v1.SquarePairH\x00\x12\x33\n\rbinary_triple\x18\x05 \x01(\x0b\x32\x1a.veil.wire.v1.BinaryTripleH\x00\x12+\n\twrap_pair\x18\x06 \x01(\x0b\x32\x16.veil.wire.v1.WrapPairH\x00\x12)\n\x08\x62it_pair\x18\x07 \x01(\x0b\x32\x15.veil.wire.v1.BitPairH\x00\x12/\n\x0bnoise_share\x18\x08 \x01(\x0b\x32\x18.veil.wire.v1.NoiseShareH\x00\x12\x31\n\x0c\x65ngine_items\x18\t \x01(\x0b\x32\x19.veil.wire.v1.EngineItemsH\x00\x42\x06\n\x04item\"6\n\x0b\x45ngineItems\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.veil.wire.v1.EngineItem\"\xb2\x02\n\nEngineItem\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.veil.wire.v1.EngineItemKind\x12\"\n\x05shape\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12\r\n\x05owner\x18\x03 \x01(\r\x12\x13\n\x0b\x65lementwise\x18\x04 \x01(\x08\x12\x0c\n\x04left\x18\x05 \x01(\x04\x12\r\n\x05right\x18\x06 \x01(\x04\x12\x11\n\tfirst_row\x18\x07 \x01(\x04\x12\x0c\n\x04rows\x18\x08 \x01(\x04\x12\x12\n\ntransposed\x18\t \x01(\x08\x12\r\n\x05shift\x18\n \x01(\r\x12\x13\n\x0bperiod_bits\x18\x0b \x01(\r\x12\x11\n\tharmonics\x18\x0c \x01(\r\x12\x16\n\x0eprecision_bits\x18\r \x01(\r\x12\x0f\n\x07release\x18\x0e \x01(\t\"\x18\n\x05Shape\x12\x0f\n\x07\x65xtents\x18\x01 \x03(\x04\"\x9a\x01\n\x0e\x41\x64\x64itiveTriple\x12\x11\n\toperation\x18\x01 \x01(\t\x12!\n\x04left\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12\"\n\x05right\x18\x03 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12.\n\x0b\x63onvolution\x18\x04 \x01(\x0b\x32\x19.veil.wire.v1.Convolution\"h\n\x0b\x43onvolution\x12\x0e\n\x06stride\x18\x01 \x03(\r\x12\x0f\n\x07padding\x18\x02 \x03(\r\x12\x10\n\x08\x64ilation\x18\x03 \x03(\r\x12\x16\n\x0eoutput_padding\x18\x04 \x03(\r\x12\x0e\n\x06groups\x18\x05 \x01(\r\"0\n\nSquarePair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"U\n\x0c\x42inaryTriple\x12!\n\x04left\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\x12\"\n\x05right\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.Shape\".\n\x08WrapPair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"-\n\x07\x42itPair\x12\"\n\x05shape\x18\x01 \x01(\x0b\x32\x13.veil.wire.v1.Shape\"\x1d\n\nNoiseShare\x12\x0f\n\x07release\x18\x01 \x01(\t\"0\n\x0f\x43orrectResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x08\"%\n\x13\x43loseSessionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse*\xc4\x01\n\x0e\x45ngineItemKind\x12 \n\x1c\x45NGINE_ITEM_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_ITEM_KIND_MASK\x10\x01\x12\x1c\n\x18\x45NGINE_ITEM_KIND_PRODUCT\x10\x02\x12\x1f\n\x1b\x45NGINE_ITEM_KIND_TRUNCATION\x10\x03\x12\x1a\n\x16\x45NGINE_ITEM_KIND_WAVES\x10\x04\x12\x1a\n\x16\x45NGINE_ITEM_KIND_NOISE\x10\x05\x32\x84\x02\n\rDealerService\x12R\n\x0bOpenSession\x12 .veil.wire.v1.OpenSessionRequest\x1a!.veil.wire.v1.OpenSessionResponse\x12H\n\x07\x43orrect\x12\x1c.veil.wire.v1.CorrectRequest\x1a\x1d.veil.wire.v1.CorrectResponse0\x01\x12U\n\x0c\x43loseSession\x12!.veil.wire.v1.CloseSessionRequest\x1a\".veil.wire.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'veil.wire.v1.dealer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ENGINEITEMKIND']._serialized_start=1592
+  _globals['_ENGINEITEMKIND']._serialized_end=1788
   _globals['_OPENSESSIONREQUEST']._serialized_start=43
   _globals['_OPENSESSIONREQUEST']._serialized_end=117
   _globals['_OPENSESSIONRESPONSE']._serialized_start=119
   _globals['_OPENSESSIONRESPONSE']._serialized_end=154
   _globals['_CORRECTREQUEST']._serialized_start=157
-  _globals['_CORRECTREQUEST']._serialized_end=508
-  _globals['_SHAPE']._serialized_start=510
-  _globals['_SHAPE']._serialized_end=534
-  _globals['_ADDITIVETRIPLE']._serialized_start=537
-  _globals['_ADDITIVETRIPLE']._serialized_end=691
-  _globals['_CONVOLUTION']._serialized_start=693
-  _globals['_CONVOLUTION']._serialized_end=797
-  _globals['_SQUAREPAIR']._serialized_start=799
-  _globals['_SQUAREPAIR']._serialized_end=847
-  _globals['_BINARYTRIPLE']._serialized_start=849
-  _globals['_BINARYTRIPLE']._serialized_end=934
-  _globals['_WRAPPAIR']._serialized_start=936
-  _globals['_WRAPPAIR']._serialized_end=982
-  _globals['_BITPAIR']._serialized_start=984
-  _globals['_BITPAIR']._serialized_end=1029
-  _globals['_NOISESHARE']._serialized_start=1031
-  _globals['_NOISESHARE']._serialized_end=1060
-  _globals['_CORRECTRESPONSE']._serialized_start=1062
-  _globals['_CORRECTRESPONSE']._serialized_end=1110
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1112
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1149
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1151
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1173
-  _globals['_DEALERSERVICE']._serialized_start=1176
-  _globals['_DEALERSERVICE']._serialized_end=1436
+  _globals['_CORRECTREQUEST']._serialized_end=559
+  _globals['_ENGINEITEMS']._serialized_start=561
+  _globals['_ENGINEITEMS']._serialized_end=615
+  _globals['_ENGINEITEM']._serialized_start=618
+  _globals['_ENGINEITEM']._serialized_end=924
+  _globals['_SHAPE']._serialized_start=926
+  _globals['_SHAPE']._serialized_end=950
+  _globals['_ADDITIVETRIPLE']._serialized_start=953
+  _globals['_ADDITIVETRIPLE']._serialized_end=1107
+  _globals['_CONVOLUTION']._serialized_start=1109
+  _globals['_CONVOLUTION']._serialized_end=1213
+  _globals['_SQUAREPAIR']._serialized_start=1215
+  _globals['_SQUAREPAIR']._serialized_end=1263
+  _globals['_BINARYTRIPLE']._serialized_start=1265
+  _globals['_BINARYTRIPLE']._serialized_end=1350
+  _globals['_WRAPPAIR']._serialized_start=1352
+  _globals['_WRAPPAIR']._serialized_end=1398
+  _globals['_BITPAIR']._serialized_start=1400
+  _globals['_BITPAIR']._serialized_end=1445
+  _globals['_NOISESHARE']._serialized_start=1447
+  _globals['_NOISESHARE']._serialized_end=1476
+  _globals['_CORRECTRESPONSE']._serialized_start=1478
+  _globals['_CORRECTRESPONSE']._serialized_end=1526
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1528
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1565
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1567
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1589
+  _globals['_DEALERSERVICE']._serialized_start=1791
+  _globals['_DEALERSERVICE']._serialized_end=2051
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EngineItemKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EngineItemKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngineItemKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINE_ITEM_KIND_UNSPECIFIED: _EngineItemKind.ValueType  # 0
+    """Refused."""
+    ENGINE_ITEM_KIND_MASK: _EngineItemKind.ValueType  # 1
+    """A uniform tensor."""
+    ENGINE_ITEM_KIND_PRODUCT: _EngineItemKind.ValueType  # 2
+    """The product of two masks."""
+    ENGINE_ITEM_KIND_TRUNCATION: _EngineItemKind.ValueType  # 3
+    """A uniform tensor, its upper bits, and its top bit."""
+    ENGINE_ITEM_KIND_WAVES: _EngineItemKind.ValueType  # 4
+    """A uniform tensor, and cosines and sines of its multiples."""
+    ENGINE_ITEM_KIND_NOISE: _EngineItemKind.ValueType  # 5
+    """A draw of a release's noise."""
+
+class EngineItemKind(_EngineItemKind, metaclass=_EngineItemKindEnumTypeWrapper):
+    """Kinds of the engine's items."""
+
+ENGINE_ITEM_KIND_UNSPECIFIED: EngineItemKind.ValueType  # 0
+"""Refused."""
+ENGINE_ITEM_KIND_MASK: EngineItemKind.ValueType  # 1
+"""A uniform tensor."""
+ENGINE_ITEM_KIND_PRODUCT: EngineItemKind.ValueType  # 2
+"""The product of two masks."""
+ENGINE_ITEM_KIND_TRUNCATION: EngineItemKind.ValueType  # 3
+"""A uniform tensor, its upper bits, and its top bit."""
+ENGINE_ITEM_KIND_WAVES: EngineItemKind.ValueType  # 4
+"""A uniform tensor, and cosines and sines of its multiples."""
+ENGINE_ITEM_KIND_NOISE: EngineItemKind.ValueType  # 5
+"""A draw of a release's noise."""
+Global___EngineItemKind: _TypeAlias = EngineItemKind  # noqa: Y015
 
 @_typing.final
 class OpenSessionRequest(_message.Message):
@@ -84,6 +121,7 @@ class CorrectRequest(_message.Message):
     WRAP_PAIR_FIELD_NUMBER: _builtins.int
     BIT_PAIR_FIELD_NUMBER: _builtins.int
     NOISE_SHARE_FIELD_NUMBER: _builtins.int
+    ENGINE_ITEMS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     index: _builtins.int
@@ -112,6 +150,10 @@ class CorrectRequest(_message.Message):
     def noise_share(self) -> Global___NoiseShare:
         """A noise draw with the parameters that the job text gives for this release."""
 
+    @_builtins.property
+    def engine_items(self) -> Global___EngineItems:
+        """Items of the engine, many at once; `index` is then the number of the first in the job's sequence of these."""
+
     def __init__(
         self,
         *,
@@ -123,16 +165,117 @@ class CorrectRequest(_message.Message):
         wrap_pair: Global___WrapPair | None = ...,
         bit_pair: Global___BitPair | None = ...,
         noise_share: Global___NoiseShare | None = ...,
+        engine_items: Global___EngineItems | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["additive_triple", b"additive_triple", "binary_triple", b"binary_triple", "bit_pair", b"bit_pair", "item", b"item", "noise_share", b"noise_share", "square_pair", b"square_pair", "wrap_pair", b"wrap_pair"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["additive_triple", b"additive_triple", "binary_triple", b"binary_triple", "bit_pair", b"bit_pair", "engine_items", b"engine_items", "item", b"item", "noise_share", b"noise_share", "square_pair", b"square_pair", "wrap_pair", b"wrap_pair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["additive_triple", b"additive_triple", "binary_triple", b"binary_triple", "bit_pair", b"bit_pair", "index", b"index", "item", b"item", "job_id", b"job_id", "noise_share", b"noise_share", "square_pair", b"square_pair", "wrap_pair", b"wrap_pair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["additive_triple", b"additive_triple", "binary_triple", b"binary_triple", "bit_pair", b"bit_pair", "engine_items", b"engine_items", "index", b"index", "item", b"item", "job_id", b"job_id", "noise_share", b"noise_share", "square_pair", b"square_pair", "wrap_pair", b"wrap_pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["additive_triple", "square_pair", "binary_triple", "wrap_pair", "bit_pair", "noise_share"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["additive_triple", "square_pair", "binary_triple", "wrap_pair", "bit_pair", "noise_share", "engine_items"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
 Global___CorrectRequest: _TypeAlias = CorrectRequest  # noqa: Y015
+
+@_typing.final
+class EngineItems(_message.Message):
+    """Items of the engine in their order. The answer holds their corrections one after another; masks have none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineItem]:
+        """At most 4,096 of them."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___EngineItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineItems: _TypeAlias = EngineItems  # noqa: Y015
+
+@_typing.final
+class EngineItem(_message.Message):
+    """One item of the engine (veil/mpc/engine/items.py); fields of other kinds are unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ELEMENTWISE_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TRANSPOSED_FIELD_NUMBER: _builtins.int
+    SHIFT_FIELD_NUMBER: _builtins.int
+    PERIOD_BITS_FIELD_NUMBER: _builtins.int
+    HARMONICS_FIELD_NUMBER: _builtins.int
+    PRECISION_BITS_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    kind: Global___EngineItemKind.ValueType
+    """What is asked for."""
+    owner: _builtins.int
+    """One more than the rank of the only party that knows a mask; 0 when it is shared."""
+    elementwise: _builtins.bool
+    """Whether a product is elementwise rather than one of matrices."""
+    left: _builtins.int
+    """Numbers of the masks that a product is of."""
+    right: _builtins.int
+    """The second one."""
+    first_row: _builtins.int
+    """First row of the left mask that takes part in a product of matrices."""
+    rows: _builtins.int
+    """Number of these rows."""
+    transposed: _builtins.bool
+    """Whether the left factor is transposed, after its rows were cut."""
+    shift: _builtins.int
+    """Bits that a truncation takes away."""
+    period_bits: _builtins.int
+    """Bits of one period of the waves."""
+    harmonics: _builtins.int
+    """Number of waves."""
+    precision_bits: _builtins.int
+    """Fractional bits of the waves' values."""
+    release: _builtins.str
+    """Name of the release whose noise is asked for; its shape is read from the job text."""
+    @_builtins.property
+    def shape(self) -> Global___Shape:
+        """Shape of the mask, or of the product's result."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___EngineItemKind.ValueType = ...,
+        shape: Global___Shape | None = ...,
+        owner: _builtins.int = ...,
+        elementwise: _builtins.bool = ...,
+        left: _builtins.int = ...,
+        right: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        transposed: _builtins.bool = ...,
+        shift: _builtins.int = ...,
+        period_bits: _builtins.int = ...,
+        harmonics: _builtins.int = ...,
+        precision_bits: _builtins.int = ...,
+        release: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elementwise", b"elementwise", "first_row", b"first_row", "harmonics", b"harmonics", "kind", b"kind", "left", b"left", "owner", b"owner", "period_bits", b"period_bits", "precision_bits", b"precision_bits", "release", b"release", "right", b"right", "rows", b"rows", "shape", b"shape", "shift", b"shift", "transposed", b"transposed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineItem: _TypeAlias = EngineItem  # noqa: Y015
 
 @_typing.final
 class Shape(_message.Message):

@@ -1,0 +1,156 @@
+"""Functions of one variable as Fourier sums, which cost one opening whatever their degree.
+
+Let u be a shared number with f fractional bits and a mask r with shares of cos(k w r), sin(k w r), w = 2 pi / 2^m. Open
+d = u - r modulo 2^m, which is uniform. Then
+
+    sin(k w u) = sin(k w d) cos(k w r) + cos(k w d) sin(k w r)
+
+is a public combination of shares, and so is every sum of such waves. Since 2^m divides 2^64 nothing wraps wrongly: the
+value of u in the ring modulo 2^m is all that counts, however many fractional bits it has, so a product needs no
+truncation before it and the result has as many bits as its reader likes. One round, where a polynomial of degree k
+takes log2 k and truncations in between.
+
+Guarantee: what parties must agree on is computed in integers from integer coefficients, which the job states.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from veil.errors import ConfigError
+
+TABLE_BITS = 18
+_AMPLITUDE_BITS = 30
+COEFFICIENT_BITS = 24
+Function = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """f(u) = constant + sum over k of sines[k-1] sin(k w u) + cosines[k-1] cos(k w u), all coefficients over 2^24.
+
+    period: a power of two, in the units of u; reach: |u| up to which `error` bounds |f - the function meant|.
+    """
+
+    period: int
+    reach: float
+    constant: int
+    sines: tuple[int, ...]
+    cosines: tuple[int, ...]
+    error: float
+
+    @property
+    def harmonics(self) -> int:
+        """Number of waves."""
+        return len(self.sines)
+
+    @property
+    def most(self) -> float:
+        """A bound on |f| everywhere."""
+        total = abs(self.constant) + sum(map(abs, self.sines)) + sum(map(abs, self.cosines))
+        return float(total / 2**COEFFICIENT_BITS)
+
+    def residual(self) -> float:
+        """A bound on |f(u) - y| over all u and y in {0, 1}."""
+        low, high, margin = self._extent()
+        return max(high, 1 - low) + margin
+
+    def greatest(self) -> float:
+        """A bound on |f(u)| over all u; tighter than `most`."""
+        low, high, margin = self._extent()
+        return max(high, -low) + margin
+
+    def _extent(self) -> tuple[float, float, float]:
+        """Least and greatest value on a grid of one period, and how far beyond f may go: slope by half a stretch."""
+        values = self(np.linspace(0, self.period, 4096, endpoint=False))
+        turns = 2 * np.pi / self.period * np.arange(1, self.harmonics + 1)
+        slope = float(turns @ (np.abs(self.sines) + np.abs(self.cosines))) / float(2**COEFFICIENT_BITS)
+        return float(values.min()), float(values.max()), slope * self.period / 8192
+
+    def __call__(self, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The series in floating point, for comparison."""
+        turns = np.arange(1, self.harmonics + 1) * (2 * np.pi / self.period) * np.asarray(u)[..., None]
+        waves = np.sin(turns) @ np.array(self.sines) + np.cos(turns) @ np.array(self.cosines)
+        result: npt.NDArray[np.float64] = (self.constant + waves) / 2**COEFFICIENT_BITS
+        return result
+
+
+def fit(function: Function, *, reach: float, period: int, harmonics: int) -> Series:
+    """The sum of waves with nearly the least greatest error on [-reach, reach], by Lawson's weights.
+
+    Between reach and half the period it does as it likes; so half the period must exceed reach. Source: Lawson,
+    "Contributions to the theory of linear least maximum approximations", 1961. Raises `ConfigError`.
+    """
+    if period < 2 or period & (period - 1) or not 0 < reach < period / 2 or not 1 <= harmonics <= 32:
+        raise ConfigError(
+            f"got period {period}, reach {reach:g}, {harmonics} harmonics;"
+            " expected a power of two, less than half of it, 1 to 32"
+        )
+    points = reach * np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
+    turns = np.arange(1, harmonics + 1) * (2 * np.pi / period) * points[:, None]
+    design = np.concatenate([np.ones((len(points), 1)), np.sin(turns), np.cos(turns)], axis=1)
+    values = function(points)
+    # An odd or even function has no waves of the other kind; leaving them out keeps its symmetry exact.
+    odd, even = (values - values[::-1]) / 2, (values + values[::-1]) / 2
+    kept = np.ones(design.shape[1], bool)
+    if np.ptp(even) < 1e-9:
+        kept[1 + harmonics :] = False
+    if np.abs(odd).max() < 1e-9:
+        kept[1 : 1 + harmonics] = False
+    weights = np.full(len(points), 1 / len(points))
+    solution = np.zeros(design.shape[1])
+    for _ in range(80):
+        root = np.sqrt(weights)[:, None]
+        solution[kept] = np.linalg.lstsq(design[:, kept] * root, values * root[:, 0], rcond=1e-10)[0]
+        residual = np.abs(design @ solution - values)
+        weights = weights * residual
+        weights /= weights.sum()
+    scaled = [round(float(number) * 2**COEFFICIENT_BITS) for number in solution]
+    if max(map(abs, scaled)) >= 2 ** (COEFFICIENT_BITS + 3):
+        raise ConfigError(
+            f"got coefficients up to {np.abs(solution).max():.0f} for reach {reach:g} of period {period},"
+            " expected at most 8",
+            hint="take a shorter period or fewer harmonics",
+        )
+    series = Series(
+        period, reach, scaled[0], tuple(scaled[1 : 1 + harmonics]), tuple(scaled[1 + harmonics :]), error=0.0
+    )
+    error = float(np.abs(series(points) - values).max())
+    return Series(period, reach, series.constant, series.sines, series.cosines, error)
+
+
+def sigmoid(u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 / (1 + e^-u)."""
+    result: npt.NDArray[np.float64] = 0.5 * (1 + np.tanh(u / 2))
+    return result
+
+
+@functools.cache
+def sine_table() -> npt.NDArray[np.int32]:
+    """int32[2^18]: sines of one period, over 2^30, each taken in the middle of its stretch.
+
+    Parties must hold the same numbers; `Engine` compares its digest among them when it starts.
+    """
+    turns = (np.arange(1 << TABLE_BITS) + 0.5) * (2 * np.pi / (1 << TABLE_BITS))
+    table: npt.NDArray[np.int32] = np.rint(np.sin(turns) * 2**_AMPLITUDE_BITS).astype(np.int32)
+    return table
+
+
+def coefficients(series: Sequence[Series]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(sines, cosines), int64[functions, harmonics] over 2^24. Raises `ConfigError` unless periods are the same."""
+    if len({(one.period, one.harmonics) for one in series}) != 1:
+        raise ConfigError("got series of different periods or lengths, expected the same in one opening")
+    return (
+        np.array([one.sines for one in series], np.int64),
+        np.array([one.cosines for one in series], np.int64),
+    )
+
+
+def cut_bits(public_bits: int) -> int:
+    """Bits to cut from coefficient times table, for a public factor over 2^public_bits."""
+    return COEFFICIENT_BITS + _AMPLITUDE_BITS - public_bits
