@@ -35,6 +35,7 @@ from veil.mpc.engine.correlations import Correlations
 from veil.mpc.engine.expand import logical_shift
 from veil.mpc.engine.items import SHARED, EngineItem
 from veil.mpc.engine.kernels import matmul, wave_sums
+from veil.mpc.engine.outline import outline
 from veil.mpc.engine.requests import (
     PRECISION_BITS,
     Masked,
@@ -79,7 +80,7 @@ class Engine:
         """`owner`'s integers as a value; the others pass None. Its share is the number itself, the others' are 0:
         nothing is sent, and nothing opens but under a mask. limit_bits bounds the integers, and is checked here."""
         if self.device.type == "meta":
-            return Value(torch.empty(tuple(shape), dtype=torch.int64, device=self.device), bits, limit_bits)
+            return Value(outline(shape), bits, limit_bits)
         if (owner == self.rank) != (tensor is not None):
             raise InputError("got a tensor at the wrong party, expected it at its owner only")
         share = torch.zeros(tuple(shape), dtype=torch.int64) if tensor is None else tensor
@@ -93,7 +94,8 @@ class Engine:
 
     def public(self, tensor: Tensor, *, bits: int, limit_bits: float) -> Value:
         """A public tensor of integers as a value."""
-        tensor = tensor.to(self.device)
+        if self.device.type == "meta":
+            return Value(outline(tensor.shape), bits, limit_bits)
         return Value(tensor if self.rank == 0 else torch.zeros_like(tensor), bits, limit_bits)
 
     def plus(self, value: Value, number: int) -> Value:
@@ -190,7 +192,7 @@ class Engine:
         series, value = request.series, request.value
         bits = 2 * request.precision_bits
         if opened.is_meta:
-            shares = torch.empty((len(series), *value.shape), dtype=torch.int64, device="meta")
+            shares = outline((len(series), *value.shape))
         else:
             shares = torch.zeros((len(series), value.share.numel()), dtype=torch.int64)
             if self.rank == 0:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from veil.errors import InputError
+from veil.mpc.engine.outline import outline
 
 Int64 = NDArray[np.int64]
 
@@ -23,7 +24,7 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
         raise InputError(f"got factors of shape {tuple(left.shape)} and {tuple(right.shape)}, expected [m, k], [k, c]")
     if left.is_meta or right.is_meta:
-        return torch.empty((left.shape[0], right.shape[1]), dtype=torch.int64, device="meta")
+        return outline((left.shape[0], right.shape[1]))
     out = np.zeros((left.shape[0], right.shape[1]), np.int64)
     rows, columns = left.numpy(), np.ascontiguousarray(right.numpy())
     if columns.shape[1] == 1:

@@ -1,7 +1,7 @@
 """A program without its data: which items it asks for, how many rounds and bytes it takes, whether its numbers fit.
 
-The program runs once on tensors that have a shape and no content. What it asks for cannot depend on data, so this is
-what the real run asks for, item by item; bounds on numbers are checked by the same arithmetic on the way.
+The program runs once on shapes in place of tensors (`veil.mpc.engine.outline`). What it asks for cannot depend on data,
+so this is what the real run asks for, item by item; bounds on numbers are checked by the same arithmetic on the way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Taken
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.items import EngineItem, check, factors
+from veil.mpc.engine.outline import outline
 
 _HEADER_BYTES = 16  # veil.mpc.header, without extents
 _META = torch.device("meta")
@@ -76,7 +77,7 @@ class _Silence:
         return _nothing(tensor.shape)
 
     def agree(self, statement: bytes) -> None:
-        self._count(torch.empty(32, dtype=torch.uint8, device=_META))
+        self._count(torch.zeros(32, dtype=torch.uint8))
 
     def _count(self, tensor: Tensor) -> None:
         peers = self.world_size - 1
@@ -101,4 +102,4 @@ def plan(program: Callable[[Engine], Any], rank: int, parties: int) -> Plan:
 
 
 def _nothing(shape: Sequence[int]) -> Tensor:
-    return torch.empty(tuple(shape), dtype=torch.int64, device=_META)
+    return outline(shape)

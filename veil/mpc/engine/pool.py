@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from veil.errors import StateError, VeilError
+from veil.errors import StateError
 from veil.mpc.engine.correlations import Taken, correction_tensor, expand_independent
 from veil.mpc.engine.expand import Expander
 from veil.mpc.engine.items import EngineItem, check
@@ -57,7 +57,7 @@ class PooledCorrelations:
         self._waiting_bytes = 0
         self._taken = 0
         self._made = 0
-        self._error: VeilError | None = None
+        self._error: BaseException | None = None
         self._closed = False
         self._blocked = False
         self._changed = threading.Condition()
@@ -116,7 +116,7 @@ class PooledCorrelations:
                     taken, at = self._make(number, item, fetched, at)
                     if not self._put(item, taken):
                         return
-        except VeilError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the program, which would wait for ever
             with self._changed:
                 self._error = error
                 self._changed.notify_all()

@@ -21,6 +21,7 @@ every input. So the sensitivity of both together is |x| r sqrt(1 + units A^2), i
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import operator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from veil.errors import ConfigError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.values import Opened, Value, concatenated
 from veil.mpc.engine.waves import Series
+from veil.mpc.randomness import RingStream
 from veil.trainers.columns.layout import (
     Layout,
     OwnColumns,
@@ -46,7 +48,7 @@ from veil.trainers.columns.logistic import MOMENTUM_BITS, AddNoise, Descent
 class Hidden:
     """The hidden layer. activation and slope: of one period; slope is the activation's derivative.
 
-    start: seed of the public starting weights of the units, normal with deviation `spread`.
+    start: seed of the public starting weights of the units, uniform with deviation `spread`.
     """
 
     units: int
@@ -98,9 +100,11 @@ class Perceptron:
 
     def starting_weights(self) -> torch.Tensor:
         """int64[columns, 1 + units] over 2^weight_bits: zeros for the linear part, small public numbers for units."""
-        generator = torch.Generator().manual_seed(self.hidden.start)
-        drawn = torch.randn((self.layout.columns, self.hidden.units), generator=generator, dtype=torch.float64)
-        units = (drawn * self.hidden.spread * 2.0**self.weight_bits).round().to(torch.int64)
+        seed = hashlib.sha256(f"veil/perceptron/{self.hidden.start}".encode()).digest()
+        ring = RingStream(seed, b"starting weights").ring((self.layout.columns, self.hidden.units))
+        # Uniform with the deviation asked for: half its width is sqrt(3) deviations.
+        uniform = ring.double() / 2.0**63
+        units = (uniform * (math.sqrt(3) * self.hidden.spread * 2.0**self.weight_bits)).round().to(torch.int64)
         return torch.cat([torch.zeros((self.layout.columns, 1), dtype=torch.int64), units], dim=1)
 
     def run(self, engine: Engine, own: OwnColumns | None) -> Value:
@@ -135,7 +139,7 @@ class _Learning:
         self._velocity: Value | None = None
         self._batches = layout.batches(program.descent.batch)
         signs = torch.tensor([1 if unit % 2 == 0 else -1 for unit in range(program.hidden.units)])
-        self._signs = signs.to(torch.int64).to(engine.device)
+        self._signs = signs.to(torch.int64)
 
     def weights(self) -> Value:
         return concatenated([self._weights[rank] for rank in self._program.layout.holders])

@@ -9,7 +9,9 @@ from veil.errors import ConfigError
 from veil.mpc.engine.waves import fit, sigmoid, sine_table
 
 
-@pytest.mark.parametrize(("reach", "period", "harmonics", "most"), [(6, 16, 8, 3e-4), (4, 16, 5, 1e-4), (12, 32, 10, 6e-4)])
+@pytest.mark.parametrize(
+    ("reach", "period", "harmonics", "most"), [(6, 16, 8, 3e-4), (4, 16, 5, 1e-4), (12, 32, 10, 6e-4)]
+)
 def test_the_sigmoid_within_its_stated_error(reach: float, period: int, harmonics: int, most: float) -> None:
     series = fit(sigmoid, reach=reach, period=period, harmonics=harmonics)
     points = np.linspace(-reach, reach, 20_011)
