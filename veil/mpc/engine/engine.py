@@ -151,6 +151,11 @@ class Engine:
         """Functions of one value; one round."""
         return [_as(Value, one) for one in _as(list, self.open(Waved(value, series, precision_bits))[0])]
 
+    def open_waved(self, value: Value, series: Series, precision_bits: int, *others: Request) -> list[Result]:
+        """One function of a value first, then what else is asked for in the same round."""
+        waved, *rest = self.open(Waved(value, (series,), precision_bits), *others)
+        return [_as(list, waved)[0], *rest]
+
     def _prepare(self, request: Request) -> tuple[Tensor, Mask | tuple[Mask, Tensor]]:
         value = request.value
         if isinstance(request, Masked):

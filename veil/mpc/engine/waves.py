@@ -57,20 +57,13 @@ class Series:
 
     def residual(self) -> float:
         """A bound on |f(u) - y| over all u and y in {0, 1}."""
-        low, high, margin = self._extent()
+        low, high, margin = _extent(self)
         return max(high, 1 - low) + margin
 
     def greatest(self) -> float:
         """A bound on |f(u)| over all u; tighter than `most`."""
-        low, high, margin = self._extent()
+        low, high, margin = _extent(self)
         return max(high, -low) + margin
-
-    def _extent(self) -> tuple[float, float, float]:
-        """Least and greatest value on a grid of one period, and how far beyond f may go: slope by half a stretch."""
-        values = self(np.linspace(0, self.period, 4096, endpoint=False))
-        turns = 2 * np.pi / self.period * np.arange(1, self.harmonics + 1)
-        slope = float(turns @ (np.abs(self.sines) + np.abs(self.cosines))) / float(2**COEFFICIENT_BITS)
-        return float(values.min()), float(values.max()), slope * self.period / 8192
 
     def __call__(self, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The series in floating point, for comparison."""
@@ -78,6 +71,15 @@ class Series:
         waves = np.sin(turns) @ np.array(self.sines) + np.cos(turns) @ np.array(self.cosines)
         result: npt.NDArray[np.float64] = (self.constant + waves) / 2**COEFFICIENT_BITS
         return result
+
+
+@functools.cache
+def _extent(series: Series) -> tuple[float, float, float]:
+    """Least and greatest value on a grid of one period, and how far beyond f may go: slope by half a stretch."""
+    values = series(np.linspace(0, series.period, 4096, endpoint=False))
+    turns = 2 * np.pi / series.period * np.arange(1, series.harmonics + 1)
+    slope = float(turns @ (np.abs(series.sines) + np.abs(series.cosines))) / float(2**COEFFICIENT_BITS)
+    return float(values.min()), float(values.max()), slope * series.period / 8192
 
 
 def fit(function: Function, *, reach: float, period: int, harmonics: int) -> Series:

@@ -63,6 +63,11 @@ class Layout:
         """Ranks of parties with columns."""
         return tuple(rank for rank, width in enumerate(self.widths) if width)
 
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Of each party with columns: its first column among all, and the one after its last."""
+        ends = [sum(self.widths[: rank + 1]) for rank in range(len(self.widths))]
+        return {rank: (ends[rank] - self.widths[rank], ends[rank]) for rank in self.holders}
+
     def batches(self, size: int) -> list[tuple[int, int]]:
         """Rows of each batch, in order; the last may be shorter."""
         return [(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
@@ -142,8 +147,3 @@ def fixed_weights(engine: Engine, layout: Layout, own: OwnColumns | None) -> Ope
 def most_weight(layout: Layout) -> int:
     """The bound on weights, over 2^WEIGHT_BITS; 2^WEIGHT_BITS where all weigh 1."""
     return math.ceil((layout.most_weight or 1.0) * (1 << WEIGHT_BITS))
-
-
-def zeros(engine: Engine, width: int, columns: int, bits: int) -> Value:
-    """A shared matrix of zeros."""
-    return engine.public(torch.zeros((width, columns), dtype=torch.int64), bits=bits, limit_bits=0.0)

@@ -21,63 +21,12 @@ Accounting counts every step as if it had been opened.
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+import torch
 
-from veil.errors import ConfigError
 from veil.mpc.engine.engine import Engine
-from veil.mpc.engine.values import Value, concatenated
-from veil.mpc.engine.waves import Series
-from veil.trainers.columns.layout import (
-    Layout,
-    OwnColumns,
-    fixed_features,
-    fixed_weights,
-    labels_of,
-    most_weight,
-    zeros,
-)
-
-MOMENTUM_BITS = 8
-AddNoise = Callable[[int, Value], Value]
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Public numbers of the descent. The step size is rate / 2^rate_bits for the *sum* of a batch's gradients.
-
-    batch: rows in a step; momentum: over 2^8; precision_bits: of waves, half the fractional bits of p.
-    """
-
-    steps: int
-    batch: int
-    rate: int
-    rate_bits: int
-    momentum: int
-    velocity_bits: int
-    sigmoid: Series
-    precision_bits: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 2**MOMENTUM_BITS or self.rate < 1 or self.steps < 1 or self.batch < 1:
-            raise ConfigError("got momentum, rate, steps or batch out of range, expected 0 to 255 and at least 1")
-
-    @property
-    def residual_bits(self) -> int:
-        """Fractional bits of p - y."""
-        return 2 * self.precision_bits
-
-    @property
-    def residual_limit(self) -> int:
-        """A bound on |p - y| over 2^residual_bits, for every weight vector and both labels.
-
-        The bound of the series, plus what tables and rounding add: two units of the precision for each wave.
-        """
-        bound: float = self.sigmoid.residual() + 2 * self.sigmoid.harmonics / (1 << self.precision_bits)
-        return math.ceil(bound * (1 << self.residual_bits))
+from veil.mpc.engine.values import Value
+from veil.trainers.columns.descent import AddNoise, Descent, Table, Weights, row_limit
+from veil.trainers.columns.layout import Layout, OwnColumns
 
 
 class Logistic:
@@ -100,9 +49,7 @@ class Logistic:
     @property
     def sensitivity(self) -> int:
         """L2 sensitivity of a step's sum, in its units."""
-        grid: int = math.ceil(self.layout.norm * (1 << self.layout.feature_bits))
-        weight = most_weight(self.layout) if self.layout.most_weight else 1
-        return grid * weight * self.descent.residual_limit
+        return row_limit(self.layout, self.descent)
 
     def noised(self, step: int, gradient: Value) -> Value:
         """The sum of a step with the noise of its release."""
@@ -130,56 +77,24 @@ class Descending:
 
     def __init__(self, program: Logistic, engine: Engine, own: OwnColumns | None) -> None:
         self._program, self._engine = program, engine
-        self._layout, self._descent = program.layout, program.descent
-        self._features = fixed_features(engine, self._layout, own)
-        self._labels = labels_of(engine, self._layout, own, self._descent.residual_bits)
-        self._row_weights = fixed_weights(engine, self._layout, own)
-        self._weights = self._zeros()
-        self._velocity: Value | None = None
-        self._batches = self._layout.batches(self._descent.batch)
+        layout, descent = program.layout, program.descent
+        self._table = Table(engine, layout, descent, own)
+        self._weights = Weights(engine, layout, descent, torch.zeros((layout.columns, 1), dtype=torch.int64))
 
     def restart(self) -> None:
         """Weights and momentum at zero again, with the same masked data."""
-        self._weights = self._zeros()
-        self._velocity = None
-
-    def _zeros(self) -> dict[int, Value]:
-        widths, bits = self._layout.widths, self._program.weight_bits
-        return {rank: zeros(self._engine, widths[rank], 1, bits) for rank in self._layout.holders}
+        self._weights.restart()
 
     def weights(self) -> Value:
         """int64[columns, 1], parties' columns in rank order."""
-        return concatenated([self._weights[rank] for rank in self._layout.holders])
+        return self._weights.value()
 
     def step(self, number: int) -> None:
         """One step on the next batch."""
-        layout, descent, engine = self._layout, self._descent, self._engine
-        rows = self._batches[number % len(self._batches)]
-        predicted = engine.functions(self._scores(rows), descent.sigmoid, precision_bits=descent.precision_bits)[0]
-        residual = (predicted - self._labels.rows(*rows)).within(math.log2(descent.residual_limit))
-        opened = engine.masked(residual)
-        if self._row_weights is not None:
-            opened = engine.masked(engine.mul(self._row_weights, opened, rows=rows))
-        gradient = concatenated(
-            [engine.matmul(self._features[rank], opened, rows=rows, transposed=True) for rank in layout.holders]
-        )
-        gradient = self._program.noised(number, gradient)
-        if self._velocity is not None and descent.momentum:
-            kept = self._velocity.scaled(descent.momentum, MOMENTUM_BITS)
-            gradient = gradient + kept.widened(gradient.bits)
-        self._velocity = engine.truncated(gradient, gradient.bits - descent.velocity_bits)
-        at = 0
-        for rank in layout.holders:
-            moved = self._velocity.rows(at, at + layout.widths[rank]).scaled(descent.rate, descent.rate_bits)
-            self._weights[rank] = self._weights[rank] - moved
-            at += layout.widths[rank]
-
-    def _scores(self, rows: tuple[int, int]) -> Value:
-        ranks = self._layout.holders
-        opened = self._engine.masked_all(*(self._weights[rank] for rank in ranks))
-        parts = [
-            self._engine.matmul(self._features[rank], one, rows=rows) for rank, one in zip(ranks, opened, strict=True)
-        ]
-        total = functools.reduce(operator.add, parts)
-        offset = round(self._program.offset * 2**total.bits)
-        return self._engine.plus(total, offset) if offset else total
+        rows = self._table.rows(number)
+        score = self._table.times(self._weights.masked(), rows)
+        offset = round(self._program.offset * 2**score.bits)
+        residual, _ = self._table.residual(self._engine.plus(score, offset) if offset else score, rows)
+        opened = self._table.weighed(self._engine.masked(residual), rows)
+        gradient = self._table.transposed_times(opened, rows)
+        self._weights.move(self._program.noised(number, gradient))

@@ -20,28 +20,19 @@ every input. So the sensitivity of both together is |x| r sqrt(1 + units A^2), i
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
-import operator
 from dataclasses import dataclass
 
 import torch
 
 from veil.errors import ConfigError
 from veil.mpc.engine.engine import Engine
-from veil.mpc.engine.values import Opened, Value, concatenated
+from veil.mpc.engine.values import Value, concatenated
 from veil.mpc.engine.waves import Series
 from veil.mpc.randomness import RingStream
-from veil.trainers.columns.layout import (
-    Layout,
-    OwnColumns,
-    fixed_features,
-    fixed_weights,
-    labels_of,
-    most_weight,
-)
-from veil.trainers.columns.logistic import MOMENTUM_BITS, AddNoise, Descent
+from veil.trainers.columns.descent import AddNoise, Descent, Table, Weights, row_limit
+from veil.trainers.columns.layout import Layout, OwnColumns
 
 
 @dataclass(frozen=True)
@@ -90,21 +81,17 @@ class Perceptron:
     @property
     def sensitivity(self) -> int:
         """L2 sensitivity of both sums of a step together, in their units."""
-        grid = math.ceil(self.layout.norm * (1 << self.layout.feature_bits))
-        weight = most_weight(self.layout) if self.layout.most_weight else 1
         linear = 1 << self.hidden_bits
         rounding = 2 * self.hidden.slope.harmonics << self.hidden.precision_bits
         slope = math.ceil(linear * self.hidden.slope.greatest()) + rounding
         both = math.isqrt(linear * linear + self.hidden.units * slope * slope) + 1
-        return grid * weight * self.descent.residual_limit * both
+        return row_limit(self.layout, self.descent) * both
 
     def starting_weights(self) -> torch.Tensor:
         """int64[columns, 1 + units] over 2^weight_bits: zeros for the linear part, small public numbers for units."""
-        seed = hashlib.sha256(f"veil/perceptron/{self.hidden.start}".encode()).digest()
-        ring = RingStream(seed, b"starting weights").ring((self.layout.columns, self.hidden.units))
-        # Uniform with the deviation asked for: half its width is sqrt(3) deviations.
-        uniform = ring.double() / 2.0**63
-        units = (uniform * (math.sqrt(3) * self.hidden.spread * 2.0**self.weight_bits)).round().to(torch.int64)
+        units = starting_units(
+            self.layout.columns, self.hidden.units, self.hidden.start, self.hidden.spread, self.weight_bits
+        )
         return torch.cat([torch.zeros((self.layout.columns, 1), dtype=torch.int64), units], dim=1)
 
     def run(self, engine: Engine, own: OwnColumns | None) -> Value:
@@ -122,40 +109,17 @@ class Perceptron:
 class _Learning:
     def __init__(self, program: Perceptron, engine: Engine, own: OwnColumns | None) -> None:
         self._program, self._engine = program, engine
-        layout = program.layout
-        self._features = fixed_features(engine, layout, own)
-        self._labels = labels_of(engine, layout, own, program.descent.residual_bits)
-        self._row_weights = fixed_weights(engine, layout, own)
-        start = program.starting_weights()
-        cuts = [sum(layout.widths[:rank]) for rank in range(len(layout.widths) + 1)]
-        self._weights = {
-            rank: engine.public(
-                start[cuts[rank] : cuts[rank + 1]].contiguous(),
-                bits=program.weight_bits,
-                limit_bits=program.weight_bits + 6,
-            )
-            for rank in layout.holders
-        }
-        self._velocity: Value | None = None
-        self._batches = layout.batches(program.descent.batch)
-        signs = torch.tensor([1 if unit % 2 == 0 else -1 for unit in range(program.hidden.units)])
-        self._signs = signs.to(torch.int64)
+        self._table = Table(engine, program.layout, program.descent, own)
+        self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
+        self._signs = signs(program.hidden.units)
 
     def weights(self) -> Value:
-        return concatenated([self._weights[rank] for rank in self._program.layout.holders])
+        return self._weights.value()
 
     def step(self, number: int) -> None:
-        program, engine = self._program, self._engine
-        layout, descent, hidden = program.layout, program.descent, program.hidden
-        rows = self._batches[number % len(self._batches)]
-        opened = engine.masked_all(*(self._weights[rank] for rank in layout.holders))
-        scores = functools.reduce(
-            operator.add,
-            [
-                engine.matmul(self._features[rank], one, rows=rows)
-                for rank, one in zip(layout.holders, opened, strict=True)
-            ],
-        )
+        engine, table, hidden = self._engine, self._table, self._program.hidden
+        rows = table.rows(number)
+        scores = table.times(self._weights.masked(), rows)
         activations, slopes = engine.functions(
             scores.columns(1, 1 + hidden.units),
             hidden.activation,
@@ -163,28 +127,23 @@ class _Learning:
             precision_bits=hidden.precision_bits,
         )
         signed = activations.weighted(self._signs, 0, 0.0).sum(1)
-        total = scores.columns(0, 1) + signed.widened(scores.bits)
-        predicted = engine.functions(total, descent.sigmoid, precision_bits=descent.precision_bits)[0]
-        residual = (predicted - self._labels.rows(*rows)).within(math.log2(descent.residual_limit))
+        residual, _ = table.residual(scores.columns(0, 1) + signed.widened(scores.bits), rows)
         residuals, bends = engine.masked_all(residual, slopes)
-        if self._row_weights is not None:
-            residuals = engine.masked(engine.mul(self._row_weights, residuals, rows=rows))
+        residuals = table.weighed(residuals, rows)
         back = engine.masked(engine.mul(bends, residuals).weighted(self._signs, 0, 0.0))
-        gradient = program.noised(
-            number, concatenated([self._gradient(rank, residuals, back, rows) for rank in layout.holders])
-        )
-        if self._velocity is not None and descent.momentum:
-            gradient = gradient + self._velocity.scaled(descent.momentum, MOMENTUM_BITS).widened(gradient.bits)
-        self._velocity = engine.truncated(gradient, gradient.bits - descent.velocity_bits)
-        at = 0
-        for rank in layout.holders:
-            moved = self._velocity.rows(at, at + layout.widths[rank]).scaled(descent.rate, descent.rate_bits)
-            self._weights[rank] = self._weights[rank] - moved
-            at += layout.widths[rank]
+        units = table.transposed_times(back, rows)
+        linear = table.transposed_times(residuals, rows).widened(units.bits)
+        self._weights.move(self._program.noised(number, concatenated([linear, units], dimension=1)))
 
-    def _gradient(self, rank: int, residuals: Opened, back: Opened, rows: tuple[int, int]) -> Value:
-        """One party's rows of both sums, [width, 1 + units]."""
-        features, engine = self._features[rank], self._engine
-        hidden = engine.matmul(features, back, rows=rows, transposed=True)
-        linear = engine.matmul(features, residuals, rows=rows, transposed=True).widened(hidden.bits)
-        return concatenated([linear, hidden], dimension=1)
+
+def signs(units: int) -> torch.Tensor:
+    """+1 and -1 by turns, int64[units]."""
+    return torch.tensor([1 if unit % 2 == 0 else -1 for unit in range(units)], dtype=torch.int64)
+
+
+def starting_units(columns: int, units: int, start: int, spread: float, bits: int) -> torch.Tensor:
+    """Public starting weights, int64[columns, units] over 2^bits, uniform with deviation `spread`."""
+    seed = hashlib.sha256(f"veil/perceptron/{start}".encode()).digest()
+    uniform = RingStream(seed, b"starting weights").ring((columns, units)).double() / 2.0**63
+    # Half the width of a uniform distribution is sqrt(3) deviations.
+    return (uniform * (math.sqrt(3) * spread * 2.0**bits)).round().to(torch.int64)

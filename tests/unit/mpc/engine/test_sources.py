@@ -17,7 +17,8 @@ from tests.unit.trainers.columns.test_logistic import SERIES, data
 from tests.unit.trainers.columns.test_perceptron import HIDDEN
 from veil.mpc.engine.engine import Engine
 from veil.privacy.noise import rounded_gaussian, system_source
-from veil.trainers.columns.logistic import Descent, Logistic
+from veil.trainers.columns.descent import Descent
+from veil.trainers.columns.logistic import Logistic
 from veil.trainers.columns.perceptron import Perceptron
 
 _TORCH = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like")

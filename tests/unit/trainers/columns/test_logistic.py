@@ -12,8 +12,9 @@ from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
 from veil.mpc.engine.values import Value
 from veil.mpc.engine.waves import fit, sigmoid
+from veil.trainers.columns.descent import Descent
 from veil.trainers.columns.layout import Layout, OwnColumns
-from veil.trainers.columns.logistic import Descent, Logistic
+from veil.trainers.columns.logistic import Logistic
 
 SERIES = fit(sigmoid, reach=6, period=16, harmonics=8)
 ROWS, WIDTHS = 300, (5, 4, 3)

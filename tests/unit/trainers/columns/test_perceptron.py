@@ -11,8 +11,8 @@ from veil.errors import ConfigError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
 from veil.mpc.engine.waves import fit, sigmoid
+from veil.trainers.columns.descent import Descent
 from veil.trainers.columns.layout import Layout, OwnColumns
-from veil.trainers.columns.logistic import Descent
 from veil.trainers.columns.perceptron import Hidden, Perceptron
 
 SIGMOID = fit(sigmoid, reach=6, period=16, harmonics=10)
