@@ -1,27 +1,20 @@
-"""The audit's report: `report.json` for machines and a self-contained `report.html`, from one dictionary.
+"""The audit's report, as `cli.page` makes one: its plots and words.
 
-Every number in the page is a number in the JSON; plots are inline SVG, so that the page opens anywhere offline.
+Guarantee: every number in the page is a number in the JSON.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib import colormaps
 
-from veil.files import write_atomic
+from cli import page
+from cli.page import plain_axes, svg
 from veil.privacy.audit.membership import largest_gaussian_tpr, largest_tpr
 
 Figures = Mapping[str, Any]
@@ -37,50 +30,22 @@ _BOUNDS = {
 
 def write(figures: Figures, directory: Path) -> None:
     """Writes `report.json` and `report.html` into `directory`."""
-    write_atomic(directory / "report.json", (json.dumps(figures, indent=2, allow_nan=False) + "\n").encode())
-    write_atomic(directory / "report.html", render(figures).encode())
+    page.write(figures, lambda: render(figures), directory)
 
 
 def render(figures: Figures) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = {
         "bounds": _bounds(figures),
         "scores": _scores(figures),
         "noise": _noise(figures["plots"]["noise_quantiles"]),
         "roc": _roc(figures) if figures["membership"] else None,
     }
-    return environment.get_template("audit.html.j2").render(figures=figures, plots=plots, bounds=_BOUNDS)
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(width, height))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    # Its description of itself names addresses; the page refers to nothing outside.
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Matplotlib made this text from numbers and fixed labels.
-    return Markup(text)  # noqa: S704
+    return page.render("audit.html.j2", figures=figures, plots=plots, bounds=_BOUNDS)
 
 
 def _bounds(figures: Figures) -> Markup:
-    figure, axes = _axes(7.2, 3.2)
+    figure, axes = plain_axes(7.2, 3.2)
     runs = figures["runs"]
     place = np.arange(1, len(runs) + 1)
     for name, (label, colour, marker) in _BOUNDS.items():
@@ -94,11 +59,11 @@ def _bounds(figures: Figures) -> Markup:
     axes.set_ylabel("lower bound on epsilon")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _scores(figures: Figures) -> Markup:
-    figure, axes = _axes(7.2, 2.8)
+    figure, axes = plain_axes(7.2, 2.8)
     plots, mu = figures["plots"], figures["claim"]["mu"]
     for name, label, colour, sign in (("scores_out", "not in", _GREY, -1), ("scores_in", "in", _BLUE, 1)):
         values = np.asarray(plots[name])
@@ -113,12 +78,12 @@ def _scores(figures: Figures) -> Markup:
     axes.set_ylabel("share below")
     axes.set_xlim(-5, 5)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _noise(quantiles: Mapping[str, list[float]]) -> Markup:
-    figure, axes = _axes(5.0, 4.2)
-    colours = plt.get_cmap("cividis")
+    figure, axes = plain_axes(5.0, 4.2)
+    colours = colormaps["cividis"]
     for index, (name, values) in enumerate(quantiles.items()):
         at = (np.arange(len(values)) + 0.5) / len(values)
         expected = _normal_quantile(at)
@@ -127,11 +92,11 @@ def _noise(quantiles: Mapping[str, list[float]]) -> Markup:
     axes.set_xlabel("normal quantile")
     axes.set_ylabel("noise / claimed standard deviation")
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _roc(figures: Figures) -> Markup:
-    figure, axes = _axes(5.2, 4.6)
+    figure, axes = plain_axes(5.2, 4.6)
     claim, attack = figures["claim"], figures["membership"]
     curves = [("published model", attack["roc"], _BLUE)]
     if "without_noise" in attack:
@@ -152,7 +117,7 @@ def _roc(figures: Figures) -> Markup:
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _normal(values: Any) -> Any:

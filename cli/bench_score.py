@@ -26,17 +26,31 @@ Seed = Annotated[int, typer.Option(min=0, help="What items and queries follow fr
 def score(
     items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 4096,
     dim: Annotated[int, typer.Option(min=1, help="Dimensions of a vector.")] = 128,
-    params: Annotated[str, typer.Option(help="Parameter set: fast, pq, exact, keyless, keyless-small.")] = "pq",
-    layout: Annotated[str | None, typer.Option(help="session or keyless; default what suits the set.")] = None,
-    packing: Annotated[int | None, typer.Option(min=0, help="For keyless: dimensions a ciphertext.")] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(
+            help="Parameter set: fast, pq, exact, keyless, keyless-small, history; default pq, or history's own."
+        ),
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="session, keyless or history; default what suits the set.")] = None,
+    packing: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of keyless: dimensions a ciphertext; of history: answers an item."),
+    ] = None,
     clients: Annotated[int, typer.Option(min=1, max=256, help="Ask with that many clients at the same time.")] = 1,
     queries: Annotated[int, typer.Option(min=1, max=100_000, help="Random queries.")] = 1000,
     peers: Annotated[bool, typer.Option("--peers", help="Measure TenSEAL's matmul and plaintext too.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="As the server's: process, or cuda for products with items on the first GPU.")
+    ] = "process",
     threads: Threads = None,
     seed: Seed = 0,
     json_file: JsonFile = None,
 ) -> None:
     """Time encrypted scoring, and check every query's scores against plaintext.
+
+    With --layout history queries are random histories, which the server folds in; peers are asked with the user vectors
+    that a client with the model would have made of them.
 
     Exit status 1 when a score was wrong by more than the stated error.
 
@@ -46,7 +60,7 @@ def score(
     case = Case(
         items,
         dim,
-        params,
+        params or ("history" if layout == "history" else "pq"),
         layout,
         packing,
         clients,
@@ -54,6 +68,7 @@ def score(
         min(queries, _PEER_QUERIES) if peers else 0,
         threads,
         seed,
+        engine,
     )
     with _bar() as progress:
         figures = measure(case, progress)
@@ -111,6 +126,15 @@ CASES: dict[str, tuple[Case, tuple[Bar, ...]]] = {
     "exact-4096x128": (
         Case(4096, 128, "exact", peer_queries=_PEER_QUERIES),
         (Bar("max_abs_error_of_rounded", 1e-9),),
+    ),
+    "history-4096x128": (
+        Case(4096, 128, "history", peer_queries=_PEER_QUERIES),
+        (
+            Bar("speedup.tenseal_matmul", 1, at_least=True),
+            Bar("query_bytes", 83_000),
+            Bar("key_bytes", 680_000),
+            Bar("response_bytes", 123_000),
+        ),
     ),
     "fast-100000x64": (
         Case(100_000, 64, "fast", clients=32),

@@ -88,6 +88,7 @@ def show(
 
     Example: veil index show items.index
     """
+    from he_inference.encoding.deviation import stated_error
     from he_inference.index.rows import rows_path
     from he_inference.index.store import Index
     from he_inference.layouts.catalogue import key_bytes, packing_of, query_bytes, result_bytes
@@ -105,7 +106,7 @@ def show(
             ("items", f"{layout.items} of {layout.dimensions} dimensions"),
             ("removed", f"{len(removed)}{': ' if removed else ''}{listed}"),
             ("item norm", f"{index.item_norm:.6g}, longest row {index.largest_norm:.4f} of it"),
-            ("error", f"of a score at most {layout.parameters.score_error * index.item_norm:.3g}"),
+            ("error", f"of a score at most {stated_error(layout) * index.item_norm:.3g}"),
             ("blocks", f"{shape}, uint32"),
             ("size", f"{_size(index.size_bytes)}, {_bytes_each(index):.2f} bytes for each item and dimension"),
             (

@@ -1,27 +1,20 @@
-"""The demo's report: `report.json` for machines and a self-contained `report.html` for people, from one dictionary.
+"""The demo's report, as `cli.page` makes one: its plots and words.
 
-Every number in the page is a number in the JSON; plots are inline SVG, so that the page opens anywhere offline.
+Guarantee: every number in the page is a number in the JSON.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
-from veil.files import write_atomic
+from cli import page
+from cli.page import plain_axes, svg
 
 Report = dict[str, Any]
 
@@ -38,21 +31,11 @@ _METRICS = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recal
 
 def write(report: Report, directory: Path) -> None:
     """Writes `report.json` and `report.html` into `directory`."""
-    text = json.dumps(report, indent=2, allow_nan=False)
-    write_atomic(directory / "report.json", text.encode())
-    write_atomic(directory / "report.html", render(report).encode())
+    page.write(report, lambda: render(report), directory)
 
 
 def render(report: Report) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["bytes"] = readable_bytes
     plots = {
         "quality": _quality(report["metrics"]),
         "phases": _phases(report["train"]["phases"]),
@@ -61,8 +44,13 @@ def render(report: Report) -> str:
         "latency": _latency(report["scoring"]),
         "agreement": _agreement(report["scoring"]["sample"]),
     }
-    return environment.get_template("report.html.j2").render(
-        report=report, plots=plots, labels=_LABELS, metric_names=_METRICS
+    return page.render(
+        "report.html.j2",
+        filters={"bytes": readable_bytes},
+        report=report,
+        plots=plots,
+        labels=_LABELS,
+        metric_names=_METRICS,
     )
 
 
@@ -75,28 +63,8 @@ def readable_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def _svg(figure: Figure) -> Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    # Its description of itself names addresses; the page refers to nothing outside.
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Matplotlib made this text from numbers and fixed labels; party names pass through its own escaping.
-    return Markup(text)  # noqa: S704
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(width, height))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="both", alpha=0.25)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 def _quality(metrics: Mapping[str, Mapping[str, float]]) -> Markup:
-    figure, axes = _figure(7.2, 3.2)
+    figure, axes = plain_axes(7.2, 3.2)
     width = 0.8 / len(_LABELS)
     for position, (model, label) in enumerate(_LABELS.items()):
         places = [index + (position - (len(_LABELS) - 1) / 2) * width for index in range(len(_METRICS))]
@@ -106,13 +74,13 @@ def _quality(metrics: Mapping[str, Mapping[str, float]]) -> Markup:
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     axes.margins(y=0.25)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _phases(phases: Mapping[str, Mapping[str, float]]) -> Markup:
-    figure, axes = _figure(7.2, 0.6 * len(phases) + 1.2)
+    figure, axes = plain_axes(7.2, 0.6 * len(phases) + 1.2)
     steps = list(dict.fromkeys(step for party in phases.values() for step in party))
-    colours = plt.get_cmap("cividis")
+    colours = colormaps["cividis"]
     for row, (_, seconds) in enumerate(phases.items()):
         left = 0.0
         for index, step in enumerate(steps):
@@ -125,22 +93,22 @@ def _phases(phases: Mapping[str, Mapping[str, float]]) -> Markup:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.grid(axis="y", visible=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _traffic(sent: Mapping[str, int]) -> Markup:
-    figure, axes = _figure(7.2, 0.45 * len(sent) + 0.8)
+    figure, axes = plain_axes(7.2, 0.45 * len(sent) + 0.8)
     bars = axes.barh(list(sent), [count / 1e6 for count in sent.values()], color="#0072b2", height=0.6)
     axes.bar_label(bars, fmt="%.1f MB", fontsize=8, padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("megabytes sent")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _budget(releases: list[Mapping[str, Any]]) -> Markup:
-    figure, axes = _figure(7.2, 0.45 * len(releases) + 0.8)
+    figure, axes = plain_axes(7.2, 0.45 * len(releases) + 0.8)
     shares = [1 / release["noise_multiplier"] ** 2 for release in releases]
     total = sum(shares)
     bars = axes.barh(
@@ -154,24 +122,24 @@ def _budget(releases: list[Mapping[str, Any]]) -> Markup:
     axes.set_xlabel("share of the budget (1 / noise multiplier squared), per cent")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _latency(scoring: Mapping[str, Any]) -> Markup:
-    figure, axes = _figure(7.2, 2.4)
+    figure, axes = plain_axes(7.2, 2.4)
     axes.hist(scoring["round_trip_ms"], bins=20, color="#0072b2")
     axes.axvline(scoring["median_ms"], color="#d55e00", linewidth=1.5, label=f"median {scoring['median_ms']:.1f} ms")
     axes.set_xlabel("milliseconds from vector to decrypted scores")
     axes.set_ylabel("queries")
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _agreement(sample: Mapping[str, list[float]]) -> Markup:
-    figure, axes = _figure(7.2, 3.0)
+    figure, axes = plain_axes(7.2, 3.0)
     errors = [encrypted - plain for plain, encrypted in zip(sample["plaintext"], sample["encrypted"], strict=True)]
     axes.scatter(sample["plaintext"], errors, s=4, color="#0072b2", linewidths=0, rasterized=False)
     axes.set_xlabel("score computed in plaintext")
     axes.set_ylabel("decrypted minus plaintext")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    return _svg(figure)
+    return svg(figure)

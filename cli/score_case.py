@@ -1,8 +1,9 @@
 """One case of `veil bench score`: encrypted scoring, its peers and its limits, on one machine in one run.
 
-Guarantee: items and queries are random unit vectors that follow from the seed; every figure is measured by running the
-real code; ours and the peers' queries take turns, so that both meet the same machine. Every query's scores are compared
-with plaintext: the largest error, and whether the ten best are plaintext's but among scores closer than that error.
+Guarantee: items and queries are random unit vectors that follow from the seed, or a random model with such items and
+random histories (`he_inference.tuning.subjects`); every figure is measured by running the real code; ours and the
+peers' queries take turns, so that both meet the same machine. Every query's scores are compared with plaintext: the
+largest error, and whether the ten best are plaintext's but among scores closer than that error.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from veil.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from he_inference.engine.blocks import Place
     from he_inference.layouts.seam import Layout
-    from he_inference.tuning.trial import Client, StagedCompute
+    from he_inference.tuning.subjects import Subject
+    from he_inference.tuning.trial import Scene
 
 # what is going on, how far, of how much
 Progress = Callable[[str, int, int], None]
@@ -37,8 +40,9 @@ _ROUNDS = 5
 class Case:
     """What to measure. layout, packing: as in `he_inference.layouts.catalogue`, None for what suits the parameter set.
 
-    clients: how many ask at the same time, for throughput; 1 for none of it. peer_queries: queries of each peer, 0 for
-    no peers. threads: of the server's arithmetic, None for all.
+    packing of a history: answers for each item. clients: how many ask at the same time, for throughput; 1 for none of
+    it. peer_queries: queries of each peer, 0 for no peers. threads: of the server's arithmetic, None for all. engine:
+    as in the server's configuration, "process" or "cuda" (the first device).
     """
 
     items: int
@@ -51,6 +55,7 @@ class Case:
     peer_queries: int = 0
     threads: int | None = None
     seed: int = 0
+    engine: str = "process"
 
 
 def _quiet(what: str, done: int, total: int) -> None:
@@ -62,26 +67,26 @@ def measure(case: Case, progress: Progress = _quiet) -> dict[str, Any]:
 
     Server times hold reading of the query's bytes, arithmetic and writing of the results' bytes; client times encoding,
     encryption, decryption and decoding. Milliseconds, bytes and seconds as the names say. `throughput` only for several
-    clients, `memory` only for an index beyond any cache. Raises `ConfigError` for a case that no layout fits.
+    clients, `memory` only for an index beyond any cache that is computed with here. Raises `ConfigError` for a case
+    that no layout fits, or whose engine is not there.
     """
-    import numpy as np
-
     from cli.score_throughput import throughput
     from he_inference.index.store import Index
     from he_inference.layouts.catalogue import packing_of
-    from he_inference.tuning.trial import Client, StagedCompute, unit_rows
+    from he_inference.tuning.subjects import subject_of
+    from he_inference.tuning.trial import Scene
 
     layout = layout_for(case)
     with ExitStack() as stack:
+        device, place = _place(case.engine)
         threads = stack.enter_context(_threads(case.threads))
         folder = stack.enter_context(TemporaryDirectory(prefix="veil-bench-"))
-        compute = StagedCompute(layout)
-        rows = unit_rows(np.random.default_rng([case.seed, 0]), case.items, case.dim)
-        path = Path(folder) / "items.index"
-        index_build_s = _build(path, layout, rows, progress)
-        index = stack.enter_context(Index.open(path))
-        client = Client(compute)
-        figures, peers = _asked(case, compute, client, index.blocks, rows, progress)
+        subject = subject_of(layout, case.seed)
+        paths, index_build_s = _build(Path(folder), subject, progress)
+        indexes = [stack.enter_context(Index.open(path)) for path in paths]
+        scene = Scene.of(subject, [index.blocks for index in indexes], place)
+        figures, peers = _asked(case, scene, progress)
+        size_bytes = sum(index.size_bytes for index in indexes)
         result: dict[str, Any] = {
             "params": case.params,
             "items": case.items,
@@ -89,20 +94,21 @@ def measure(case: Case, progress: Progress = _quiet) -> dict[str, Any]:
             "layout": layout.kind,
             "packing": packing_of(layout),
             "queries": case.queries,
+            "engine": case.engine,
             "threads": threads,
             **figures,
-            "key_bytes": len(client.key_data),
-            "index_bytes": index.size_bytes,
+            "key_bytes": len(scene.client.key_data),
+            "index_bytes": size_bytes,
             "index_build_s": index_build_s,
-            "max_abs_error_stated": layout.parameters.score_error,
             "security": layout.parameters.security,
-            "stages": compute.shares(),
+            "stages": scene.compute.clock.shares(),
         }
-        if index.size_bytes >= _BANDWIDTH_FROM_BYTES:
-            result["memory"] = _memory(compute, client, index.blocks, rows[0], progress)
+        # What a history is folded in with is read by another loop than what its vector is scored with.
+        if size_bytes >= _BANDWIDTH_FROM_BYTES and layout.kind != "history" and device is None:
+            result["memory"] = _memory(scene, indexes[-1].blocks, progress)
         if case.clients > 1:
             result["throughput"] = throughput(
-                compute, index.blocks, path, rows, clients=case.clients, seed=case.seed, progress=progress
+                scene, paths, clients=case.clients, seed=case.seed, device=device, progress=progress
             )
             result["queries_per_s"] = result["throughput"]["service"]["together_per_s"]
     result["machine"] = machine()
@@ -112,15 +118,31 @@ def measure(case: Case, progress: Progress = _quiet) -> dict[str, Any]:
     return result
 
 
+def _place(engine: str) -> tuple[int | None, Place]:
+    """The number of the GPU, if any, and what moves the index to where it is computed with. Raises `ConfigError`."""
+    from he_inference.engine.blocks import HostBlocks
+
+    if engine == "process":
+        return None, HostBlocks
+    if engine != "cuda":
+        raise ConfigError(f"got engine {engine[:32]!r}, expected process or cuda")
+    from he_inference.engine.gpu import place_on
+
+    return 0, place_on(0)
+
+
 def layout_for(case: Case) -> Layout:
-    """The layout that a case means."""
+    """The layout that a case means; histories are those of models with user terms unless it says otherwise."""
     from he_inference.layouts.catalogue import best_packing, layout_of, usual_kind
+    from he_inference.layouts.history import HistoryLayout
     from he_inference.parameters import named
 
     parameters = named(case.params)
     kind = case.layout or usual_kind(parameters)
     packing = case.packing
-    if packing is None:
+    if packing is None and kind == "history":
+        packing = HistoryLayout.packing
+    elif packing is None:
         packing = best_packing(kind, parameters, case.items, case.dim)
     return layout_of(kind, parameters, case.items, case.dim, packing)
 
@@ -141,62 +163,59 @@ def _threads(wanted: int | None) -> Iterator[int]:
         use_threads(before)
 
 
-def _build(path: Path, layout: Layout, rows: NDArray[Any], progress: Progress) -> float:
-    """Seconds to make the index file, the rows beside it and checksums included."""
+def _build(folder: Path, subject: Subject, progress: Progress) -> tuple[list[Path], float]:
+    """The index files, and the seconds that making them took, the rows beside them and checksums included."""
     import numpy as np
 
     from he_inference.index.build import build
     from he_inference.layouts.catalogue import layout_of, packing_of
 
-    def make(path: Path, layout: Layout, rows: NDArray[Any], tell: Callable[[int, int], None] | None) -> None:
-        # The longest of many unit vectors is longer than 1 by a rounding error.
-        scaled = rows / max(1.0, float(np.linalg.norm(rows, axis=1).max()))
+    def make(path: Path, layout: Layout, rows: NDArray[Any], tell: Callable[[int, int], None] | None) -> Path:
         digest = bytes(32)
-        build(path, layout, scaled, item_norm=1.0, model_digest=digest, item_ids_digest=digest, progress=tell)
+        norm = subject.item_norm
+        build(path, layout, rows, item_norm=norm, model_digest=digest, item_ids_digest=digest, progress=tell)
+        return path
 
-    small = layout_of(layout.kind, layout.parameters, 1, layout.dimensions, packing_of(layout))
-    make(path.with_name("small.index"), small, rows[:1], None)  # compiled before the clock runs
+    for layout, _ in subject.parts:  # compiled before the clock runs
+        small = layout_of(layout.kind, layout.parameters, 1, layout.dimensions, packing_of(layout))
+        make(folder / "small.index", small, np.zeros((1, layout.dimensions)), None)
     started = time.perf_counter()
-    make(path, layout, rows, lambda done, total: progress("index", done, total))
-    return time.perf_counter() - started
+    paths = [
+        make(folder / f"{layout.kind}.index", layout, rows, lambda done, total: progress("index", done, total))
+        for layout, rows in subject.parts
+    ]
+    return paths, time.perf_counter() - started
 
 
-def _asked(
-    case: Case,
-    compute: StagedCompute,
-    client: Client,
-    index: NDArray[Any],
-    rows: NDArray[Any],
-    progress: Progress,
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _asked(case: Case, scene: Scene, progress: Progress) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Figures of the queries, and of the peers that were asked in between."""
     import numpy as np
 
     from cli.score_figures import Accuracy, timings
     from cli.score_peers import peers_of
-    from he_inference.tuning.trial import ask, unit_rows
+    from he_inference.tuning.trial import ask
 
-    vectors = unit_rows(np.random.default_rng([case.seed, 1]), case.queries, case.dim)
-    peers = peers_of(rows) if case.peer_queries else []
-    ask(client, compute, index, vectors[0])  # compiled and warm
-    compute.forget()
-    server_cpu_ms: list[float] = []
-    server_ms, client_ms, accuracy = [], [], Accuracy(compute.layout.parameters.score_error)
-    answer = None
-    for number, vector in enumerate(vectors):
-        answer = ask(client, compute, index, vector)
-        server_ms.append(answer.server_ms)
-        server_cpu_ms.append(answer.server_cpu_ms)
-        client_ms.append(answer.client_ms)
-        accuracy.add(answer.scores, rows @ vector, _quantised(compute.layout, rows, vector))
+    subject = scene.subject
+    questions = subject.questions(np.random.default_rng([case.seed, 1]), case.queries)
+    peers = peers_of(subject.rows) if case.peer_queries else []
+    ask(scene, questions[0])  # compiled and warm
+    scene.compute.clock.forget()
+    times: dict[str, list[float]] = {"server": [], "server_cpu": [], "client": []}
+    accuracy, sizes = Accuracy(), {}
+    for number, question in enumerate(questions):
+        answer, truth, vector = ask(scene, question), subject.truth(question), subject.vector(question)
+        rounded = _quantised(subject.layout, subject.rows, vector)
+        accuracy.add(answer.decrypted.scores, truth, answer.decrypted.bound, rounded)
+        for name, milliseconds in times.items():
+            milliseconds.append(getattr(answer, f"{name}_ms"))
+        sizes = {"query_bytes": answer.query_bytes, "response_bytes": answer.response_bytes}
         if number < case.peer_queries:
             for peer in peers:
-                peer.ask(vector, rows @ vector)
+                peer.ask(vector, truth)
         progress("queries", number + 1, case.queries)
     figures = {
-        **timings(server_ms, server_cpu_ms, client_ms),
-        "query_bytes": 0 if answer is None else answer.query_bytes,
-        "response_bytes": 0 if answer is None else answer.response_bytes,
+        **timings(times["server"], times["server_cpu"], times["client"]),
+        **sizes,
         **accuracy.figures(),
     }
     return figures, {peer.name: peer.figures(case.items, case.dim) for peer in peers}
@@ -213,24 +232,25 @@ def _quantised(layout: Layout, rows: NDArray[Any], vector: NDArray[Any]) -> NDAr
     return result
 
 
-def _memory(
-    compute: StagedCompute, client: Client, index: NDArray[Any], vector: NDArray[Any], progress: Progress
-) -> dict[str, float]:
+def _memory(scene: Scene, index: NDArray[Any], progress: Progress) -> dict[str, float]:
     """Bytes a second of the products with items for one query, and of plain reading of as many, best of some turns.
 
     kernel_in_cache: the same on a few blocks that lie in a cache, which no memory slows: the limit of its arithmetic.
     """
+    import numpy as np
+
     from he_inference.engine.bandwidth import read_seconds
 
+    compute, client, subject = scene.compute, scene.client, scene.subject
     # Of memory of our own: a mapped file may be read more slowly, which is the kernel's own problem.
     own = index.copy()
     few = own[: max(1, _CACHED_BYTES * len(own) // own.nbytes)].copy()
-    query = client.encrypt(vector)
+    query = client.encrypt(subject.entries(subject.questions(np.random.default_rng(0), 1)[0]))
 
     def products_s(blocks: NDArray[Any]) -> float:
-        compute.forget()
+        compute.clock.forget()
         compute.answer(blocks, [query], [client.keys])
-        return compute.seconds["accumulation"]
+        return compute.clock.seconds["accumulation"]
 
     kernel_s, read_s, cache_s = [], [], []
     for turn in range(_ROUNDS):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Peers state none.
+_NO_BOUND = 0.0
+
 
 class Peer(Protocol):
     """Somebody else's way to the scores."""
@@ -37,14 +40,11 @@ class _Clocked:
         self.server_ms: list[float] = []
         self.server_cpu_ms: list[float] = []
         self.client_ms: list[float] = []
-        # Peers state no bound: ten best are right when they are plaintext's.
-        self.accuracy = Accuracy(0.0)
+        self.accuracy = Accuracy()
 
     def figures(self, params: str, items: int, dim: int, sizes: dict[str, Any]) -> dict[str, Any]:
         from cli.score_figures import timings
 
-        accuracy = self.accuracy.figures()
-        del accuracy["top10_within_bound"]
         return {
             "params": params,
             "items": items,
@@ -52,7 +52,7 @@ class _Clocked:
             "queries": len(self.server_ms),
             **timings(self.server_ms, self.server_cpu_ms, self.client_ms),
             **sizes,
-            **accuracy,
+            **self.accuracy.figures(),
         }
 
 
@@ -80,7 +80,7 @@ class TensealPeer:
         self._clock.server_ms.append(1000 * (answered - sent))
         self._clock.server_cpu_ms.append(1000 * cpu)
         self._clock.client_ms.append(1000 * (sent - started + ended - answered))
-        self._clock.accuracy.add(found, truth)
+        self._clock.accuracy.add(found, truth, _NO_BOUND)
         self._query_bytes, self._response_bytes = self._matmul.size_bytes(query), self._matmul.size_bytes(*scores)
 
     def figures(self, items: int, dim: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class PlaintextPeer:
         self._clock.server_ms.append(1000 * (time.perf_counter() - started))
         self._clock.server_cpu_ms.append(1000 * (time.process_time() - cpu))
         self._clock.client_ms.append(0.0)
-        self._clock.accuracy.add(found, truth)
+        self._clock.accuracy.add(found, truth, _NO_BOUND)
 
     def figures(self, items: int, dim: int) -> dict[str, Any]:
         """See `Peer`."""

@@ -16,42 +16,40 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cli.score_case import Progress
-    from he_inference.tuning.trial import StagedCompute
+    from he_inference.engine.blocks import Blocks
+    from he_inference.tuning.stages import Evaluator
+    from he_inference.tuning.trial import Scene
 
 _TURNS = 3
 _TIMEOUT_S = 300.0
 
 
 def throughput(
-    compute: StagedCompute,
-    index: NDArray[Any],
-    path: Path,
-    rows: NDArray[Any],
-    *,
-    clients: int,
-    seed: int,
-    progress: Progress,
+    scene: Scene, paths: Sequence[Path], *, clients: int, seed: int, device: int | None = None, progress: Progress
 ) -> dict[str, Any]:
     """Queries a second. arithmetic: the evaluator in this process. service: queue and compute process of the server.
 
-    index: the blocks of the file at `path`. rows: float64[items, dimensions], to check the scores with.
+    paths: the files of the scene's index. device: the GPU of the compute process, if any.
     """
     import numpy as np
 
     from cli.score_figures import Accuracy
-    from he_inference.tuning.trial import Client, unit_rows
+    from he_inference.tuning.trial import Client
 
-    vectors = unit_rows(np.random.default_rng([seed, 2]), clients, rows.shape[1])
+    subject = scene.subject
+    questions = subject.questions(np.random.default_rng([seed, 2]), clients)
     askers, queries = [], []
-    for number, vector in enumerate(vectors):
-        askers.append(Client(compute))
-        queries.append(askers[-1].encrypt(vector))
+    for number, question in enumerate(questions):
+        askers.append(Client(scene.compute))
+        queries.append(askers[-1].encrypt(subject.entries(question)))
         progress("clients", number + 1, clients)
-    arithmetic, alone, together = _arithmetic(compute, index, queries, [asker.keys for asker in askers], progress)
-    service, served = _service(path, queries, [asker.key_data for asker in askers], progress)
-    accuracy = Accuracy(compute.layout.parameters.score_error)
-    for asker, results, vector in zip(askers, served, vectors, strict=True):
-        accuracy.add(asker.decrypt(results), rows @ vector)
+    keys = [asker.keys for asker in askers]
+    arithmetic, alone, together = _arithmetic(scene.compute, scene.index, queries, keys, progress)
+    service, served = _service(paths, queries, [asker.key_data for asker in askers], device, progress)
+    accuracy = Accuracy()
+    for asker, results, question in zip(askers, served, questions, strict=True):
+        decrypted = subject.decrypted(question, asker.decrypt(results))
+        accuracy.add(decrypted.scores, subject.truth(question), decrypted.bound)
     return {
         "clients": clients,
         "arithmetic": arithmetic,
@@ -69,8 +67,8 @@ def _rates(count: int, alone_s: Sequence[float], together_s: Sequence[float]) ->
 
 
 def _arithmetic(
-    compute: StagedCompute,
-    index: NDArray[Any],
+    compute: Evaluator,
+    index: NDArray[Any] | Blocks,
     queries: list[bytes],
     keys: list[NDArray[Any]],
     progress: Progress,
@@ -82,18 +80,18 @@ def _arithmetic(
     alone: list[list[bytes]] = []
     together: list[list[bytes]] = []
     for turn in range(_TURNS):
-        compute.forget()
+        compute.clock.forget()
         started, cpu = time.perf_counter(), time.process_time()
         alone = [compute.answer(index, [query], [key])[0] for query, key in zip(queries, keys, strict=True)]
         alone_s.append(time.perf_counter() - started)
         alone_cpu_s.append(time.process_time() - cpu)
-        shares["one_at_a_time_stages"] = compute.shares()
-        compute.forget()
+        shares["one_at_a_time_stages"] = compute.clock.shares()
+        compute.clock.forget()
         started, cpu = time.perf_counter(), time.process_time()
         together = compute.answer(index, queries, keys)
         together_s.append(time.perf_counter() - started)
         together_cpu_s.append(time.process_time() - cpu)
-        shares["together_stages"] = compute.shares()
+        shares["together_stages"] = compute.clock.shares()
         progress("together", turn + 1, _TURNS)
     stages = shares["together_stages"]
     figures = {
@@ -108,17 +106,19 @@ def _arithmetic(
 
 
 def _service(
-    path: Path, queries: list[bytes], keys: list[bytes], progress: Progress
+    paths: Sequence[Path], queries: list[bytes], keys: list[bytes], device: int | None, progress: Progress
 ) -> tuple[dict[str, Any], list[list[bytes]]]:
     """Rates through queue and compute process, and the results."""
     from he_inference.ring.jit import threads
     from he_inference.service.pool import Scores, WorkerPool
-    from he_inference.service.process import IndexFile, Setting
+    from he_inference.service.process import IndexFile
+    from he_inference.service.setting import Setting
 
     count = len(queries)
-    index = IndexFile.open(path)
+    index = IndexFile.open(*paths)
     try:
-        with WorkerPool(setting=Setting(threads=threads()), queue_limit=2 * count, timeout_s=_TIMEOUT_S) as pool:
+        setting = Setting(threads=threads(), cuda=device)
+        with WorkerPool(setting=setting, queue_limit=2 * count, timeout_s=_TIMEOUT_S) as pool:
             pool.serve([index])
             # A layout without rotations has no keys.
             names = [f"client-{number}" if key else "" for number, key in enumerate(keys)]

@@ -30,7 +30,10 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads that compute; 0: one for each core.")] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="Where the arithmetic runs: process, or ray: in shards on a Ray cluster ([engine.ray])."),
+        typer.Option(
+            help="Where the arithmetic runs: process, cuda (products with items on a GPU) or ray (shards on a Ray"
+            " cluster); more about each in section engine of the file."
+        ),
     ] = None,
 ) -> None:
     """Serve a published model to clients that send encrypted vectors. Options override the file.

@@ -32,6 +32,9 @@ def tune(
     one_shot: Annotated[
         bool, typer.Option("--one-shot", help="Clients ask once: their keys count with the query.")
     ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Clients send their history and have no part of the model.")
+    ] = False,
     error: Annotated[
         float, typer.Option(min=1e-9, max=1.0, help="Largest error of a score of unit vectors that is acceptable.")
     ] = 0.01,
@@ -41,10 +44,12 @@ def tune(
 ) -> None:
     """Predict bytes, error and time of every layout and parameter set for a link, and try the best one.
 
-    The exact set rounds vectors first and needs --error 0.015 to be looked at.
+    The exact set rounds vectors first and needs --error 0.015 to be looked at. With --history the layout that folds
+    encrypted histories in is predicted beside those for vectors, and tried; its errors are those of its outputs, before
+    a model's own factors.
 
     Sizes are exact. Times follow from what a few primitives cost on this machine now, errors from formulas
-    (he_inference/tuning/tune.py). The best is then really built, encrypted and asked, with random vectors.
+    (he_inference/encoding/deviation.py). The best is then really built, encrypted and asked, with random vectors.
 
     Exit status 1 when the trial contradicts a size or the stated error.
 
@@ -58,13 +63,13 @@ def tune(
     from veil.files import write_atomic
 
     link = Link(bits_per_second(uplink), bits_per_second(downlink))
-    found = layouts(items, dim, post_quantum=post_quantum, largest_error=error)
+    found = layouts(items, dim, post_quantum=post_quantum, largest_error=error, history=history)
     console, messages = Console(highlight=False), Console(stderr=True)
     console.width = max(console.width, _TABLE_WIDTH)
     with messages.status("measuring what primitives cost here"):
         costs = calibrate(dict.fromkeys(one.parameters for one in found))
     predicted = plans(found, costs, link, one_shot=one_shot)
-    best = predicted[0]
+    best = next(plan for plan in predicted if plan.from_history == history)
     console.print(_plans_table(predicted, items, dim, one_shot))
     console.print(_described(best), markup=False)
     document: dict[str, Any] = {
@@ -74,6 +79,7 @@ def tune(
         "downlink_bits_per_s": link.down,
         "post_quantum": post_quantum,
         "one_shot": one_shot,
+        "history": history,
         "plans": [_document(plan) for plan in predicted],
         "costs_ms": {name: asdict(cost) for name, cost in costs.items()},
         "trial": None,
@@ -90,7 +96,7 @@ def tune(
     if tried is not None and not tried.sound:
         raise StateError(
             f"got a trial of {best.name} that contradicts its prediction: an error of {tried.largest_error:.3g},"
-            f" expected at most {best.layout.parameters.score_error:g} and the sizes above",
+            f" {tried.error_of_stated:.0%} of a stated bound; expected at most {best.stated_error:g} and such sizes",
             hint="do not serve with this parameter set; a score error beyond its bound is a defect of Veil",
         )
 
@@ -114,7 +120,7 @@ def _plans_table(predicted: list[Plan], items: int, dim: int, one_shot: bool) ->
             f"{plan.client_ms:,.1f}",
             *map(_bytes, sizes),
             f"{plan.largest_error:.1e}",
-            f"{plan.layout.parameters.score_error:.1e}",
+            f"{plan.stated_error:.1e}",
             plan.dominated_by or "",
             style="dim" if plan.dominated_by else "",
         )
@@ -135,7 +141,7 @@ def _described(plan: Plan) -> str:
         f"layout   {layout.query_ciphertexts} query ciphertexts, {layout.rotations} baby, {layout.groups} giant steps"
         f", {layout.blocks:,} results of {layout.block_items:,} items\n"
         f"security {parameters.security}\n"
-        f"error    largest expected in one query {plan.largest_error:.2g}, stated bound {parameters.score_error:g}"
+        f"error    largest expected in one query {plan.largest_error:.2g}, stated bound {plan.stated_error:g}"
     )
 
 
@@ -152,7 +158,7 @@ def _trial_table(tried: Check, items: int) -> Table:
         if key == "largest_error":
             from he_inference.tuning.tune import expected_largest
 
-            expected = expected_largest(plan.error_deviation, tried.items * tried.queries)
+            expected = expected_largest(plan.error_deviation, plan.numbers * tried.queries)
         measured = float(getattr(tried, key))
         shown = f"{{:,.{0 if key.endswith('bytes') else 1}f}}" if "error" not in key else "{:.2e}"
         table.add_row(
@@ -183,13 +189,13 @@ def _document(plan: Plan) -> dict[str, Any]:
         **{key: getattr(plan, key) for key in _FIGURES},
         "error_deviation": plan.error_deviation,
         "largest_error": plan.largest_error,
-        "max_abs_error_stated": parameters.score_error,
+        "max_abs_error_stated": plan.stated_error,
         "dominated_by": plan.dominated_by,
     }
 
 
 def _measured(tried: Check) -> dict[str, Any]:
-    names = ("items", "queries", *_FIGURES, "error_deviation", "largest_error")
+    names = ("items", "queries", *_FIGURES, "error_deviation", "largest_error", "error_of_stated")
     return {**{name: getattr(tried, name) for name in names}, "sound": tried.sound}
 
 

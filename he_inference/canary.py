@@ -1,12 +1,12 @@
-"""Canary queries: random vectors of our own, asked as a client asks, compared with plaintext scores.
+"""Canary queries: random vectors and histories of our own, asked as a client asks, compared with plaintext scores.
 
     python -m he_inference.canary --config scoring.toml [--address HOST:PORT] [--rounds N]
 
-Guarantee: the secret key here protects nothing, since it encrypts random vectors only, and it is nobody else's; users'
-queries are never seen. Each round asks each of the server's offers that take a vector (not a history) once, with a
-fresh random unit vector, and states the largest error of a score, for items scaled to a longest norm of 1 as the stated
-bound is, and how many of the ten best items by plaintext were found. An answer out of bound, of the wrong shape or of
-another model counts as a failure, is logged, and ends nothing.
+Guarantee: the secret key here protects nothing, since it encrypts random numbers only, and it is nobody else's; users'
+queries are never seen. Each round asks each of the server's offers once, with a fresh random unit vector or a fresh
+random history as the offer takes it (`he_inference.canary_question`), and states the largest error of a score, for
+items scaled to a longest norm of 1 as the stated bound is, and how many of the ten best items by plaintext were found.
+An answer out of bound, of the wrong shape or of another model counts as a failure, is logged, and ends nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from he_inference import exchange
+from he_inference.canary_question import Question, judged, question
 from he_inference.exchange import Offer
 from he_inference.layouts.catalogue import key_bytes, result_bytes
 from he_inference.scheme import SecretKey
@@ -37,46 +37,16 @@ from he_inference.service.published import open_model
 from veil.errors import ArtifactError, ConfigError, ProtocolMismatch, StateError, VeilError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
+from veil.recsys.model import Model
 from veil.wire.channel import open_channel
 from veil.wire.limits import split_address
 from veil.wire.status import translated
 from veil.wire.v1 import inference_pb2, inference_pb2_grpc
 
-TOP = 10
-# Layouts whose query is a vector.
-_KINDS = ("session", "keyless")
 _TIMEOUT_S = 120.0
 _ROWS_AT_A_TIME = 1 << 16
 _Floats = NDArray[np.float64]
 _log = logging.getLogger("veil.he_inference.canary")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """error: the largest of a score. recall: share of plaintext's ten best that were found. held: as it should be."""
-
-    error: float
-    bound: float
-    recall: float
-    held: bool
-
-
-def compare(scores: _Floats, expected: _Floats, bound: float, top: int = TOP) -> Comparison:
-    """Decrypted scores float64[items] against plaintext's, for unit vectors.
-
-    held: every error is within the bound, and whichever of plaintext's best is missing is as good as the last of them
-    but for twice the bound, since scores that close may change places.
-    """
-    error = float(np.max(np.abs(scores - expected)))
-    count = min(top, len(expected))
-    best = np.argpartition(-expected, count - 1)[:count]
-    found = np.argpartition(-scores, count - 1)[:count]
-    missing = np.setdiff1d(best, found)
-    least = float(np.min(expected[best]))
-    close = bool(np.all(expected[missing] - least <= 2 * bound)) if len(missing) else True
-    # a score that is not a number is no score
-    held = bool(np.all(np.isfinite(scores))) and error <= bound and close
-    return Comparison(error, bound, 1.0 - len(missing) / count, held)
 
 
 class Asker:
@@ -101,13 +71,13 @@ class Asker:
             answer = self._stub.GetParameters(inference_pb2.GetParametersRequest(), timeout=_TIMEOUT_S)
         return exchange.offers_from_wire(answer, self._peer)
 
-    def scores(self, offer: Offer, vector: _Floats) -> _Floats:
-        """float64[items]: decrypted scores of a unit vector float64[dimensions], of items scaled by `item_norm`."""
+    def outputs(self, offer: Offer, entries: _Floats) -> _Floats:
+        """What `Layout.scores` gives for the query of what `Layout.query_polynomials` takes."""
         parameters = offer.layout.parameters
         secret = self._keys.get(parameters.name)
         if secret is None:
             secret = self._keys[parameters.name] = SecretKey(parameters)
-        query = secret.encrypt(offer.layout.query_polynomials(vector))
+        query = secret.encrypt(offer.layout.query_polynomials(entries))
         try:
             results = self._ask(offer, secret, query)
         except StateError:
@@ -155,27 +125,43 @@ class Asker:
 
 
 class Plaintext:
-    """The items as the model has them. directory, authority, signers: as for the server."""
+    """The model as it was published. directory, authority, signers: as for the server."""
 
     def __init__(self, directory: Path, authority_pem: bytes, signers: list[Identity]) -> None:
         self._source = (directory, authority_pem, signers)
         self._digest = b""
-        self._rows: NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._model: Model | None = None
 
-    def scores(self, offer: Offer, vector: _Floats) -> _Floats:
-        """float64[items]; raises `ArtifactError` when the directory holds another model than the server serves."""
-        if offer.manifest_digest != self._digest:
-            model = open_model(*self._source)
-            model.close()
-            self._digest, self._rows = model.manifest_digest, model.factors
-        if offer.manifest_digest != self._digest or self._rows.shape != (offer.layout.items, offer.layout.dimensions):
-            raise ArtifactError("got answers of another model than the one in the directory, expected the same")
+    def scores(self, offer: Offer, asked: Question) -> _Floats:
+        """float64[items], of items scaled by `item_norm`, 0 of removed ones; raises `ArtifactError` when the directory
+        holds another model than the server serves."""
+        model = self._of(offer)
+        vector = asked.entries if asked.history is None else model.user_vector(asked.history).astype(np.float64)
+        rows = model.item_factors
         parts = [
-            self._rows[start : start + _ROWS_AT_A_TIME].astype(np.float64) @ vector
-            for start in range(0, len(self._rows), _ROWS_AT_A_TIME)
+            rows[start : start + _ROWS_AT_A_TIME].astype(np.float64) @ vector
+            for start in range(0, len(rows), _ROWS_AT_A_TIME)
         ]
         scores: _Floats = np.concatenate(parts) / offer.item_norm
+        scores[list(offer.removed)] = 0.0
         return scores
+
+    def learned(self, offer: Offer) -> NDArray[np.int64]:
+        """int64[n]: numbers of the items that say something about a user, all of them where none does; raises as
+        `scores`. Of others a history has no direction, and the bound of its scores is as wide as they are."""
+        model = self._of(offer)
+        found = np.flatnonzero(model.norm_terms[:, 0] > 0)
+        return found if len(found) else np.arange(model.items)
+
+    def _of(self, offer: Offer) -> Model:
+        if self._model is None or offer.manifest_digest != self._digest:
+            published = open_model(*self._source)
+            published.close()
+            self._digest, self._model = published.manifest_digest, published.model
+        shape = (offer.layout.items, offer.layout.dimensions)
+        if offer.manifest_digest != self._digest or self._model.item_factors.shape != shape:
+            raise ArtifactError("got answers of another model than the one in the directory, expected the same")
+        return self._model
 
 
 def one_round(asker: Asker, plaintext: Plaintext, metrics: CanaryMetrics, log: journal.Journal) -> bool:
@@ -187,20 +173,19 @@ def one_round(asker: Asker, plaintext: Plaintext, metrics: CanaryMetrics, log: j
         log.write("canary_failed", level=logging.ERROR, code=outcome_of(error))
         return False
     # not a list in a condition: every offer is asked, whatever the one before it said
-    return all([_one_query(asker, plaintext, offer, metrics, log) for offer in offers if offer.layout.kind in _KINDS])
+    return all([_one_query(asker, plaintext, offer, metrics, log) for offer in offers])
 
 
 def _one_query(asker: Asker, plaintext: Plaintext, offer: Offer, metrics: CanaryMetrics, log: journal.Journal) -> bool:
     layout = offer.layout
-    generator = np.random.default_rng(int.from_bytes(secrets.token_bytes(16), "big"))
-    vector = generator.standard_normal(layout.dimensions)
-    vector /= np.linalg.norm(vector)
     kind, name = layout.kind, layout.parameters.name
     try:
+        asked = question(offer, plaintext.learned(offer))
+        expected = plaintext.scores(offer, asked)
         start = time.perf_counter()
-        scores = asker.scores(offer, vector)
+        outputs = asker.outputs(offer, asked.entries)
         seconds = time.perf_counter() - start
-        found = compare(scores, plaintext.scores(offer, vector), layout.parameters.score_error)
+        found = judged(offer, asked, outputs, expected)
     except VeilError as error:
         metrics.outcome(outcome_of(error))
         log.write("canary_failed", level=logging.ERROR, code=outcome_of(error), layout=kind, parameters=name)

@@ -16,6 +16,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from he_inference import parameters as sets
+from he_inference.encoding.deviation import stated_error
 from he_inference.layouts.catalogue import (
     KINDS,
     MAX_QUERY_BYTES,
@@ -98,8 +99,9 @@ class Offer:
 
     @property
     def score_error(self) -> float:
-        """Bound of |score - plaintext score| for a user vector of norm 1."""
-        return self.layout.parameters.score_error * self.item_norm
+        """Bound of |score - plaintext score| for a user vector of norm 1; of a history, of an output's error, times the
+        norm of items (`he_inference.layouts.tower.combined` states that of its scores)."""
+        return stated_error(self.layout) * self.item_norm
 
 
 def key_digest(parameters_digest: bytes, keys: bytes) -> bytes:
@@ -122,7 +124,7 @@ def offer_to_wire(offer: Offer) -> inference_pb2.Offer:
         key_bytes=key_bytes(layout),
         results=layout.blocks,
         result_bytes=result_bytes(layout),
-        score_error=layout.parameters.score_error,
+        score_error=stated_error(layout),
         parameters_digest=offer.parameters_digest,
         offer_digest=offer.offer_digest,
         removed=offer.removed,

@@ -171,8 +171,8 @@ KEYLESS_SMALL = Parameters(
 )
 # For a history instead of a vector (`he_inference.layouts.history`): the user vector is computed under all three data
 # primes, then the first one is divided away and the rest is the second set, with the same remaining primes and keys.
-# Their bound is for |u| = 2 (`layouts.tower.output_error`), seven deviations: u's rotations and rounding, sqrt(16 N)
-# 21 / 2^30 = 7.2e-6; rows, sqrt(N/8) |u| / 2^22 = 7.6e-6 |u|; folding, 2.3e-6 (weights at 2^32, fold-in rows at 2^24).
+# Their bound is for |u| = 2 and 16 baby steps (encoding/deviation.py, 1.20e-4): most of it u's rotations and rounding,
+# 7.2e-6, and the rounding of rows, 7.6e-6 |u|.
 HISTORY = Parameters(
     "history", 8192, (27, 27, 27), (28, 28, 28), "ckks", 32, 22, 0, (28, 32), 1.25e-4,
     f"165 bits of 165 ({_APPLE}), of 218 ({_HES})",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from he_inference import exchange
 from he_inference.client.keys import Keys
 from he_inference.client.scores import Origin, Scores, exact_margin
+from he_inference.encoding.deviation import stated_error
 from he_inference.exchange import Offer
 from he_inference.layouts import tower
 from he_inference.layouts.catalogue import result_bytes
@@ -116,7 +117,7 @@ class Query:
             made = tower.combined(layout, found, self.history_items or 0, offer.item_norm)
             return Scores(Origin(offer, key_id, 1.0, made.error, 0.0, made.scores))
         margin = exact_margin(parameters.plain_modulus, numbers, bits) if parameters.scheme == "bfv" else 0.0
-        return Scores(Origin(offer, key_id, self.scale, parameters.score_error, margin, found))
+        return Scores(Origin(offer, key_id, self.scale, stated_error(layout), margin, found))
 
 
 class Answer:

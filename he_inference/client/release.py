@@ -9,10 +9,13 @@ released ones.
 
 Exact sets (BFV). D is rounded to the plaintext m, an integer: no e is left in what comes out, so a release tells what
 the scores tell and nothing about s. This holds as long as decryption never fails, since a failure depends on e
-(eprint 2024/116, 2024/127). A coefficient fails when its noise reaches 1/2 in units of the plaintext, which at the
-parameters of `exact` is 19 standard deviations at 1,024 dimensions and 114 at 128 (`he_inference.noise`; a test
-measures it): below 2^-260 for each coefficient. No response whose noise reached `EXACT_MARGIN` = 1/4 is ever
-released, which also catches a server whose answers are visibly not made honestly.
+(eprint 2024/116, 2024/127). A coefficient fails when its noise reaches 1/2 in units of the plaintext. No response is
+released in which a coefficient came as near to that as `EXACT_MARGIN`, which also catches a server whose answers are
+visibly not made honestly; but refusals can be seen as well, and depend on e. So what counts is that honest responses do
+not come there: `encoding.deviation.log2_reached` bounds the chance for a response by its layout, for any catalogue, and
+a limit of T releases is accepted when T times it is below 2^-30. All layouts together have room for `EXACT_RELEASES`
+(tests go through them: at most 2^-42 for one response), most for far more; a released score is wrong only if a noise
+jumped over the gap between `EXACT_MARGIN` and 1 - `EXACT_MARGIN`, which is rarer still.
 
 Approximate sets (CKKS). To a score x = m + e, |e| <= B (`Parameters.score_error`), Gaussian noise of deviation sigma
 is added, then the sum is rounded to a grid of step >= 4 sigma. Released are the k best of the rounded values, ties in
@@ -55,6 +58,7 @@ from numpy.typing import NDArray
 
 from he_inference.client.keys import Ring
 from he_inference.client.scores import Origin, Scores
+from he_inference.encoding.deviation import log2_reached
 from he_inference.encoding.slots import Bfv
 from he_inference.parameters import Parameters
 from veil.errors import CiphertextError, InputError, PolicyError
@@ -62,9 +66,10 @@ from veil.privacy.noise import rounded_gaussian, system_source
 
 RELEASES = 32
 """T: releases of approximate scores under one key, unless said otherwise."""
-EXACT_RELEASES = 1 << 16
-"""The same for exact scores; by it a failed decryption stays negligible over all of them."""
-EXACT_MARGIN = 0.25
+EXACT_RELEASES = 1 << 12
+"""The same for exact scores; so many are within the bound in every layout."""
+EXACT_MARGIN = 15 / 32
+"""In the same units; honest responses would reach a lower one too often, and be refused (see the module)."""
 _MOST_RELEASES = 1 << 16
 _STATISTICAL_BITS = 30
 # The noise is drawn in units of sigma / 2^20.
@@ -108,8 +113,8 @@ def release(
 
     limit: T, the same for all releases under one key; a larger one means more noise. exclude: numbers of items that
     are left out; which ones are left out can be seen. Raises `InputError` for scores that are not
-    what a client returned, `StateError` when the limit is reached or the key was rotated, `PolicyError` when the bound
-    that is asked for leaves nothing of the scores.
+    what a client returned, `StateError` when the limit is reached or the key was rotated, `PolicyError` when the limit
+    is more than the scores' noise, or the exact set's distance from wrong ones, has room for.
     """
     origin = getattr(scores, "origin", None)
     if not isinstance(scores, Scores) or origin is None:
@@ -138,7 +143,7 @@ def release(
             f" {statistical_sigma(parameters, most):.0f} on scores of at most 1, expected an exact set",
             hint="ask a server that offers `exact`, or release without proven=True",
         )
-    step, sigma = _exact_grid(origin) if exact else _noisy_grid(parameters, origin.offer.layout.blocks, most)
+    step, sigma = _exact_grid(origin, most) if exact else _noisy_grid(parameters, origin.offer.layout.blocks, most)
     # Counted before anything is computed: a crash in between costs a release, never hides one.
     count = ring.count_release(parameters, origin.key_id, most)
     values = _rounded(origin.unit_scores, step, sigma)
@@ -181,7 +186,14 @@ def _noisy_grid(parameters: Parameters, results: int, releases: int) -> tuple[fl
     return step, sigma
 
 
-def _exact_grid(origin: Origin) -> tuple[float, float]:
+def _exact_grid(origin: Origin, releases: int) -> tuple[float, float]:
+    bits = -log2_reached(origin.offer.layout, EXACT_MARGIN) - math.log2(releases)
+    if bits < _STATISTICAL_BITS:
+        raise PolicyError(
+            f"got {releases} releases of {origin.offer.layout.blocks} results each, one of which could come close to a"
+            f" wrong value with a chance of 2^{-bits:.0f}, expected 2^-{_STATISTICAL_BITS} or less",
+            hint="lower the limit and rotate keys more often",
+        )
     if origin.margin > EXACT_MARGIN:
         raise CiphertextError(
             "got scores that decrypted close to a wrong value, expected ones far from it",

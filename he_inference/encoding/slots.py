@@ -33,7 +33,7 @@ class SlotCodec(Protocol):
     """The seam between layouts and schemes. S = N/2; leading axes are free."""
 
     def encode_items(self, rows: Floats, noise: np.random.Generator) -> Integers:
-        """int64[..., N] of float64[..., 2, S], entries of vectors of norm at most 1; `noise` dithers (ckks only)."""
+        """int64[..., N] of float64[..., 2, S], entries of vectors of norm at most 1; `noise` dithers."""
 
     def encode_query(self, rows: Floats) -> Integers:
         """int64[..., N] of float64[..., 2, S], ready to be encrypted modulo Q."""
@@ -114,6 +114,13 @@ class Bfv:
 
     |<u, v>| LEVELS^2 stays below t / 2 for unit vectors of up to 1024 entries, rounding included: (LEVELS + 16)^2 < t /
     2.
+
+    Items are lifted at random: a coefficient v in [0, t) is taken as v - t with probability v / t, else as v. Both are
+    the same plaintext. With one lift for all, items that are alike (a catalogue of one row, over and over) have
+    polynomials that are rotations of each other, the noise of the baby steps adds up in phase in a few coefficients,
+    and at 1,024 dimensions those decrypt wrongly (tests/unit/he_inference/encoding/test_deviation.py). Lifts of mean 0
+    that are independent let noise add up in squares, whatever the catalogue, for twice the variance. Zero
+    polynomials stay zero.
     """
 
     LEVELS = 220
@@ -127,7 +134,9 @@ class Bfv:
         self._modulus = parameters.data_primes[0] * parameters.data_primes[1]
 
     def encode_items(self, rows: Floats, noise: np.random.Generator) -> Integers:
-        return self._coefficients(rows)
+        values = np.mod(self._coefficients(rows), self._t)
+        lifted: Integers = values - self._t * (noise.random(values.shape) * self._t < values)
+        return lifted
 
     def encode_query(self, rows: Floats) -> Integers:
         # round(Q m / t) without leaving 64 bits

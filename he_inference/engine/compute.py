@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from he_inference import messages
+from he_inference.engine.blocks import Blocks, placed
 from he_inference.engine.reading import read_query
 from he_inference.engine.seam import BLOCKS_AT_A_TIME
 from he_inference.index.encode import encoded_polynomials
 from he_inference.layouts.seam import Integers, Layout
-from he_inference.ring.accumulate import TILE, accumulate, tiled_queries
-from he_inference.ring.moduli import Words, moduli
+from he_inference.ring.accumulate import tiled_queries
+from he_inference.ring.moduli import TILE, Moduli, Words, moduli
 from he_inference.ring.response import packed, truncated
 from he_inference.ring.rotations import baby_steps, giant_steps
 from he_inference.ring.switch import Places, places_of, prepared_keys, switching
@@ -34,7 +35,6 @@ class Compute:
         parameters = layout.parameters
         self.layout = layout
         self._ring = moduli(parameters.degree, parameters.data_primes)
-        self._q = self._ring.q
         self._switch = (
             switching(parameters.degree, parameters.data_primes, parameters.special_primes)
             if parameters.special_bits
@@ -42,6 +42,11 @@ class Compute:
         )
         self._places: list[Places] = [places_of(self._ring, element) for element in layout.galois_elements]
         self._used = layout.coefficient_places()
+
+    @property
+    def ring(self) -> Moduli:
+        """The data primes, by which blocks are encoded."""
+        return self._ring
 
     @property
     def block_shape(self) -> tuple[int, int, int, int]:
@@ -62,16 +67,17 @@ class Compute:
         keys = messages.read_keys(self.layout.parameters, data, self.layout.galois_elements)
         return keys if self._switch is None else prepared_keys(keys, self._switch)
 
-    def score(self, index: Words, queries: Sequence[Words], keys: Sequence[Words]) -> Iterator[list[list[bytes]]]:
-        """Results of the blocks of `index`, uint32[blocks, *block_shape], some blocks at a time: [query][block].
+    def score(
+        self, index: Words | Blocks, queries: Sequence[Words], keys: Sequence[Words]
+    ) -> Iterator[list[list[bytes]]]:
+        """Results of the blocks of `index`, some blocks at a time: [query][block].
 
-        queries, keys: what `read_query` and `read_keys` gave, one of each for a query (keys of no elements for a layout
-        without rotations).
+        index: uint32[blocks, *block_shape], or such blocks that lie elsewhere. queries, keys: what `read_query` and
+        `read_keys` gave, one of each for a query (keys of no elements for a layout without rotations).
         """
         tiled = self._rotated(queries, keys)
         step = max(4, min(BLOCKS_AT_A_TIME, _SUMS_AT_A_TIME // len(queries)))
-        for start in range(0, len(index), step):
-            sums = accumulate(index[start : start + step], tiled, self._q)
+        for sums in placed(index, self._ring.q).sums(tiled, step):
             yield self._packed(self._folded(sums, keys))
 
     def _rotated(self, queries: Sequence[Words], keys: Sequence[Words]) -> Words:

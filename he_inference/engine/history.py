@@ -16,14 +16,15 @@ import numpy as np
 
 from he_inference import messages
 from he_inference.encoding.slots import slot_codec
+from he_inference.engine.blocks import Blocks, HostBlocks, Place, placed
 from he_inference.engine.rotation import horner, images, rotations_of, steps
 from he_inference.index.store import Index
 from he_inference.layouts.history import HistoryLayout, whole_layout
 from he_inference.layouts.history_parts import FoldInLayout, OutputLayout
 from he_inference.layouts.seam import Integers
 from he_inference.ring import ntt, plain
-from he_inference.ring.accumulate import TILE, accumulate, tiled_queries
-from he_inference.ring.moduli import Moduli, Words, moduli
+from he_inference.ring.accumulate import tiled_queries
+from he_inference.ring.moduli import TILE, Moduli, Words, moduli
 from he_inference.ring.response import packed, truncated
 from veil.errors import ArtifactError, ConfigError
 
@@ -36,8 +37,11 @@ _MOST_RESULTS = 32
 class HistoryCompute:
     """The evaluator of one history layout; its methods are those of `Compute`."""
 
-    def __init__(self, layout: HistoryLayout, fold_in: Words) -> None:
-        """fold_in: uint32[ciphertexts, *fold_in_shape], the first part of the index (`encode_fold_in`)."""
+    def __init__(self, layout: HistoryLayout, fold_in: Words, place: Place = HostBlocks) -> None:
+        """fold_in: uint32[ciphertexts, *fold_in_shape], the first part of the index (`encode_fold_in`).
+
+        place: where products with that part are summed up.
+        """
         parameters = layout.parameters
         n, data, special = parameters.degree, parameters.data_primes, parameters.special_primes
         self.layout = layout
@@ -49,7 +53,12 @@ class HistoryCompute:
         self._constant = self._tiled_constant()
         if fold_in.shape != (layout.query_ciphertexts, *self.fold_in_shape):
             raise ValueError(f"got a fold-in part of shape {fold_in.shape}, expected that of its layout")
-        self._fold_in = fold_in
+        self._fold_in = place(fold_in, self._turn.data.q)
+
+    @property
+    def ring(self) -> Moduli:
+        """The data primes by which blocks of the second part are encoded."""
+        return self._kept
 
     @property
     def fold_in_shape(self) -> tuple[int, int, int, int]:
@@ -75,22 +84,14 @@ class HistoryCompute:
         """uint32[elements, 2, all primes, N], prepared for kernels; raises `CiphertextError`."""
         return self._turn.prepared(messages.read_keys(self.layout.parameters, data, self.layout.galois_elements))
 
-    def score(self, index: Words, queries: Sequence[Words], keys: Sequence[Words]) -> Iterator[list[list[bytes]]]:
+    def score(
+        self, index: Words | Blocks, queries: Sequence[Words], keys: Sequence[Words]
+    ) -> Iterator[list[list[bytes]]]:
         """Results of the blocks of the second part, uint32[blocks, *block_shape], some at a time: [query][block]."""
-        vectors = self.user_vectors(queries, keys)
-        count = len(vectors)
-        # Steps 1 and b, for the primes that are left.
-        first = np.ascontiguousarray(np.stack([key[0, :, 1:] for key in keys]))
-        second = np.ascontiguousarray(np.stack([key[1, :, 1:] for key in keys]))
-        tiled = tiled_queries(steps(self._turn_kept, vectors, self._places[0], first, self._fold.rotations))
-        at_a_time = max(1, _MOST_RESULTS // count)
-        for start in range(0, len(index), at_a_time):
-            sums = accumulate(index[start : start + at_a_time], tiled, self._kept.q)
-            blocks, groups = sums.shape[:2]
-            rows = np.ascontiguousarray(sums.swapaxes(0, 1)).reshape(groups, blocks * count, *sums.shape[3:])
-            held = horner(self._turn_kept, rows, self._places[1], np.tile(second, (blocks, 1, 1, 1)))
-            totals = self._turn_kept.divided(held)
-            yield self._packed(totals.reshape(blocks, count, *totals.shape[1:]))
+        tiled = self._rotated(self.user_vectors(queries, keys), keys)
+        at_a_time = max(1, _MOST_RESULTS // len(queries))
+        for sums in placed(index, self._kept.q).sums(tiled, at_a_time):
+            yield self._packed(self._turned(sums, keys))
 
     def user_vectors(self, queries: Sequence[Words], keys: Sequence[Words]) -> Words:
         """uint32[queries, 2, kept primes, N]: encrypted user vectors, ready to be scored with."""
@@ -101,20 +102,42 @@ class HistoryCompute:
     def _folded(self, queries: Sequence[Words], keys: Sequence[Words]) -> Words:
         stacked, by_element = np.stack(queries), np.ascontiguousarray(np.stack(keys, axis=1))
         count, ciphertexts = stacked.shape[:2]
-        flat = stacked.reshape(-1, *stacked.shape[2:])
-        first = np.repeat(by_element[0], ciphertexts, axis=0)
-        rotated = steps(self._turn, flat, self._places[0], first, self._fold.rotations)
-        rotated = rotated.reshape(self._fold.rotations, *stacked.shape)
+        rotated = self._rotated_histories(stacked, np.repeat(by_element[0], ciphertexts, axis=0))
         q = self._turn.data.q.astype(np.uint32)[:, None]
         sums = np.zeros((self._fold.groups, count, *stacked.shape[2:]), np.uint32)
         for number in range(ciphertexts):
             tiled = tiled_queries(rotated[:, :, number])
-            sums += accumulate(self._fold_in[number : number + 1], tiled, self._turn.data.q)[0]
+            for products in self._fold_in[number : number + 1].sums(tiled, 1):
+                sums += products[0]
             np.minimum(sums, sums - q, out=sums)
+        return self._traced(sums, by_element)
+
+    def _rotated_histories(self, stacked: Words, first: Words) -> Words:
+        """uint32[baby steps, queries, ciphertexts, 2, primes, N]; first: keys of step 1 for each ciphertext."""
+        flat = stacked.reshape(-1, *stacked.shape[2:])
+        rotated = steps(self._turn, flat, self._places[0], first, self._fold.rotations)
+        return rotated.reshape(self._fold.rotations, *stacked.shape)
+
+    def _traced(self, sums: Words, by_element: Words) -> Words:
+        """User vectors from uint32[groups, queries, 2, primes, N]: giant steps, all images, the rescaling."""
         held = horner(self._turn, sums, self._places[1], by_element[1])
         for element, images_made in zip((2, 3), self._fold.trace_steps, strict=True):
             held = images(self._turn, held, self._places[element], by_element[element], images_made)
         return self._rescaled(self._turn.divided(held))
+
+    def _rotated(self, vectors: Words, keys: Sequence[Words]) -> Words:
+        """Baby steps of user vectors, in the order of the kernel; the keys of step 1 for the primes that are left."""
+        first = np.ascontiguousarray(np.stack([key[0, :, 1:] for key in keys]))
+        return tiled_queries(steps(self._turn_kept, vectors, self._places[0], first, self._fold.rotations))
+
+    def _turned(self, sums: Words, keys: Sequence[Words]) -> Words:
+        """uint32[blocks, queries, 2, primes, N]: giant steps over the sums of groups."""
+        blocks, groups, count = sums.shape[:3]
+        second = np.ascontiguousarray(np.stack([key[1, :, 1:] for key in keys]))
+        rows = np.ascontiguousarray(sums.swapaxes(0, 1)).reshape(groups, blocks * count, *sums.shape[3:])
+        held = horner(self._turn_kept, rows, self._places[1], np.tile(second, (blocks, 1, 1, 1)))
+        totals = self._turn_kept.divided(held)
+        return totals.reshape(blocks, count, *totals.shape[1:])
 
     def _rescaled(self, total: Words) -> Words:
         """Division by the first data prime, with rounding; the constant of the user terms added."""
@@ -153,8 +176,11 @@ class HistoryCompute:
 class HistoryEngine:
     """An `Engine[Words, Words]` over the two files of an index; both stay the caller's."""
 
-    def __init__(self, fold_in: Index, output: Index) -> None:
-        """Raises `ConfigError` when they are not the parts of one index, `ArtifactError` when of different models."""
+    def __init__(self, fold_in: Index, output: Index, place: Place = HostBlocks) -> None:
+        """place: where products with items are summed up.
+
+        Raises `ConfigError` when they are not the parts of one index, `ArtifactError` when of different models.
+        """
         if not isinstance(fold_in.layout, FoldInLayout) or not isinstance(output.layout, OutputLayout):
             raise ConfigError(
                 f"got indexes {fold_in.layout.kind} and {output.layout.kind}, expected those of a history"
@@ -162,8 +188,8 @@ class HistoryEngine:
         made_of = [(part.model_digest, part.item_ids_digest) for part in (fold_in, output)]
         if made_of[0] != made_of[1]:
             raise ArtifactError("got the parts of an index from different models, expected the same", hint="build both")
-        self._output = output
-        self._compute = HistoryCompute(whole_layout(fold_in.layout, output.layout), fold_in.blocks)
+        self._compute = HistoryCompute(whole_layout(fold_in.layout, output.layout), fold_in.blocks, place)
+        self._blocks = place(output.blocks, self._compute.ring.q)
         self.read_query = self._compute.read_query
         self.read_keys = self._compute.read_keys
 
@@ -174,7 +200,7 @@ class HistoryEngine:
 
     def score(self, queries: Sequence[Words], keys: Sequence[Words | None]) -> Iterator[list[list[bytes]]]:
         """Results of all blocks, some blocks at a time: [query][block]."""
-        return self._compute.score(self._output.blocks, queries, [key for key in keys if key is not None])
+        return self._compute.score(self._blocks, queries, [key for key in keys if key is not None])
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,11 +14,7 @@ Guarantee: the same bytes as `he_inference.engine.local`. Every answer names the
 range of blocks and the request it is for; it is joined only when all of these are right (`he_inference.engine.shard`).
 Otherwise, or when an actor does not come back in time, `score` raises, and no result is made up.
 
-What it does not guarantee: Ray's own messages are pickled Python objects, and who reaches a Ray port can run code on
-every node. So a cluster belongs inside one operator's network, with Ray's own TLS (RAY_USE_TLS) and token
-authentication (RAY_AUTH_MODE) where that is shared; a local cluster always asks for a token. Only bytes and small
-integers are passed here, to an address from the operator's configuration; nothing secret is among them, since no secret
-key exists on this side. The dashboard and Ray's usage statistics are off.
+The cluster itself, and what is said of its network: `he_inference.engine.ray_cluster`.
 
 Sources: Ray's documentation, "Actor fault tolerance" and "Placement: SPREAD".
 """
@@ -26,11 +22,7 @@ Sources: Ray's documentation, "Actor fault tolerance" and "Placement: SPREAD".
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import sys
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,14 +31,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from he_inference import messages
-from he_inference.engine.pinned import pin
+from he_inference.engine.ray_settings import RaySettings, installed
 from he_inference.engine.seam import BLOCKS_AT_A_TIME
 from he_inference.engine.shard import KEY_SLOTS, Part, ShardKeys, ShardProcess, index_digest, read_answer, write_request
 from he_inference.index.store import Index
 from he_inference.layouts.seam import Layout
 from veil.errors import ConfigError, PeerError, PeerLost, ProtocolMismatch
 
-LOCAL: Final = "local"
 # Layouts whose blocks can be scored apart from each other.
 _KINDS: Final = ("session", "keyless")
 # A request that ends this many actors after the first is given up: it may be what ends them.
@@ -56,108 +47,7 @@ _INLINE_BYTES: Final = 64 * 1024
 # So little that actors of all offers and generations fit (one index is scored at a time), and more than nothing, so
 # that Ray leaves nodes alone which the operator started without processors.
 _RESERVED_CPUS: Final = 0.001
-# Of a cluster that exists in this process's machine only; Ray asks for at least 75 MiB.
-_LOCAL_STORE_BYTES: Final = 512 * 1024 * 1024
 _log = logging.getLogger("veil.he_inference.ray")
-
-
-@dataclass(frozen=True)
-class RaySettings:
-    """A Ray cluster as configured. Raises `ConfigError`.
-
-    address: "local" for a cluster in this machine that ends with this process, else host:port of its head node (as
-    `ray start --address`). shards: actors for an index, at most one for each block. threads: of each actor.
-    start_timeout_s: until actors answer first, with kernels to compile. timeout_s: of one batch.
-    """
-
-    address: str = LOCAL
-    shards: int = 2
-    threads: int = 1
-    start_timeout_s: float = 600.0
-    timeout_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shards <= 1024 or not 1 <= self.threads <= 1024:
-            raise ConfigError(f"got {self.shards} shards of {self.threads} threads, expected 1 to 1024 of each")
-        if self.address != LOCAL and ("://" in self.address or ":" not in self.address):
-            raise ConfigError(
-                f"got Ray address {self.address[:64]!r}, expected {LOCAL!r} or host:port of the head node"
-            )
-
-
-class RayCluster:
-    """A connection to Ray, one in a process; a context manager that gives it up, and ends a local cluster.
-
-    When this process is killed, actors and a local cluster end with it, but for two agents of Ray, a minute later.
-    """
-
-    def __init__(self, settings: RaySettings) -> None:
-        """Connects. Raises `ConfigError` when Ray is not installed, `PeerLost` when no cluster answers."""
-        # Read by Ray when it starts a cluster.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        if settings.address == LOCAL:
-            # Ray listens on all interfaces, and asks who comes for a token, which it would write to the home folder.
-            # This one stays in the memory of this process and its children.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            # Clients wait for actors; Ray runs them behind everything else (niceness 15).
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            if "ray" not in sys.modules:
-                # Ray looks when it is imported; later it does the same by itself, since version 2.59.
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
-        ray = _ray()
-        self.settings = settings
-        options: dict[str, Any] = {"address": settings.address}
-        if settings.address == LOCAL:
-            options |= {
-                "num_cpus": 1,
-                "num_gpus": 0,
-                "include_dashboard": False,
-                "object_store_memory": _LOCAL_STORE_BYTES,
-            }
-        try:
-            ray.init(**options, namespace="veil-scoring", log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-            raise PeerLost(
-                f"got no Ray cluster at {settings.address}: {str(error).partition(chr(10))[0]}",
-                hint="is it started there (ray start --head), and is its token known here?",
-            ) from None
-        self._engines: list[RayShards] = []
-
-    def engines(self, indexes: Sequence[tuple[Index, Path]]) -> list[RayShards]:
-        """An engine for each open index and its path, which every node must reach; raises `VeilError`.
-
-        The indexes stay the caller's and may be closed. Each engine's actors have opened the file and checked their
-        blocks. Index files at the same paths that are not among these are given up (`he_inference.engine.pinned`).
-        """
-        made: list[RayShards] = []
-        try:
-            for (index, _), path in zip(indexes, pin(indexes), strict=True):
-                made.append(RayShards(index, path, self.settings))
-            for engine in made:
-                engine.start()
-        except BaseException:
-            for engine in made:
-                engine.close()
-            raise
-        self._engines += made
-        return made
-
-    def close(self) -> None:
-        """Ends the actors and the connection; may be called again."""
-        for engine in self._engines:
-            engine.close()
-        self._engines.clear()
-        _ray().shutdown()
-
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # The frames of an error hold references to answers. Those must not outlive the connection: Ray crashes then.
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__
-        self.close()
 
 
 @dataclass
@@ -183,7 +73,7 @@ class _Actor:
 
 
 class RayShards:
-    """An `Engine[bytes, ShardKeys]` over the actors of one index; made by `RayCluster.engines`."""
+    """An `Engine[bytes, ShardKeys]` over the actors of one index; made by `he_inference.engine.ray_cluster`."""
 
     def __init__(self, index: Index, path: Path, settings: RaySettings) -> None:
         layout = index.layout
@@ -192,7 +82,7 @@ class RayShards:
                 f"got a {layout.kind} layout for engine ray, expected one of {', '.join(_KINDS)}",
                 hint="serve it with the engine of one process",
             )
-        self._ray = _ray()
+        self._ray = installed()
         self._layout = layout
         self._settings = settings
         self.compute_us = 0
@@ -301,15 +191,3 @@ class RayShards:
                 "a shard ended over a request, as often as it came back",
                 hint="has every node this version of Veil, and memory for its shard?",
             ) from None
-
-
-def _ray() -> Any:
-    """Ray, which is installed only where it is used. Raises `ConfigError`."""
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError:
-        raise ConfigError(
-            "got engine ray, but Ray is not installed here", hint='pip install "veil-recsys[ray]"'
-        ) from None
-    return ray

@@ -2,7 +2,8 @@
 
 Guarantee: an engine answers with the results of all blocks of its index, in order, or raises; never with some of them,
 and never with those of another index. Answers are the same bytes for every engine. `LocalEngine` computes in this
-process, `he_inference.engine.ray_shards.RayShards` on several machines.
+process, `he_inference.engine.cuda.CudaEngine` with a GPU, `he_inference.engine.ray_shards.RayShards` on several
+machines.
 
 What a query or keys are between being read and being used is the engine's own matter: arrays here, bytes there.
 """

@@ -31,7 +31,7 @@ from he_inference.ring.moduli import Words
 from veil.errors import ArtifactError, VeilError
 
 MAGIC: Final = b"VEIL-IDX"
-VERSION: Final = 1
+VERSION: Final = 2
 _PREAMBLE: Final = struct.Struct("<8sIII4x16s")
 _MAX_HEADER_BYTES: Final = PAGE_BYTES - _PREAMBLE.size
 # Checksums and bits of the largest catalogue in the smallest blocks take 4.5 MB.

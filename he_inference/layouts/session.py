@@ -37,8 +37,10 @@ from he_inference.parameters import Parameters
 from veil.errors import CiphertextError, ConfigError
 
 # The noise of k rotations in a row lies on the k-th baby step; the bounds of the parameter sets hold up to these
-# (encoding/deviation.py).
+# (encoding/deviation.py). Exact scores have a sum over all D of it, in which a wrong answer must stay out of reach
+# (`deviation.log2_reached`): b D is limited as well.
 _MOST_BABY_STEPS = {"ckks": 64, "bfv": 32}
+_MOST_EXACT_TERMS = 8192
 # Transforms of a rotation, and those of the division at the end of a sum of rotations (ring/switch.py). Steps in a row
 # run on one thread; ends of baby steps, and blocks, on several at a time. The layout may not depend on a server's
 # threads: two.
@@ -87,7 +89,10 @@ class SessionLayout:
     def rotations(self) -> int:
         """b, for the shortest time: b - 1 rotations of the query in a row, then g - 1 for each block."""
         powers = [1 << power for power in range(1, self.padded.bit_length() - 1)]
-        choices = [baby for baby in powers if baby <= _MOST_BABY_STEPS[self.parameters.scheme]]
+        most = _MOST_BABY_STEPS[self.parameters.scheme]
+        if self.parameters.scheme == "bfv":
+            most = min(most, _MOST_EXACT_TERMS // self.padded)
+        choices = [baby for baby in powers if baby <= most]
 
         def transforms(baby: int) -> tuple[int, int]:
             blocks_in_a_row = -(-self.blocks // _LANES)

@@ -37,10 +37,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from he_inference.encoding.deviation import stated_error
 from he_inference.layouts.history import HistoryLayout
 from he_inference.layouts.history_parts import READOUTS
 from he_inference.layouts.seam import Floats
-from he_inference.parameters import HISTORY, Parameters
+from he_inference.parameters import HISTORY
 from veil.errors import CiphertextError, ConfigError, InputError
 from veil.recsys.postprocess import LENGTH_CENTRE, LENGTH_SCALE, TASTE_SCALE, USER_TERM_LIMIT, USER_TERMS
 
@@ -143,13 +144,13 @@ def combined(layout: HistoryLayout, outputs: Floats, history_items: int, item_no
     root = math.sqrt(history_items)
     answers, readouts = layout.parted(outputs)
     if layout.packing == 1:
-        return Combined(answers[0] * (item_norm * root), item_norm * root * output_error(layout.parameters, 1.0))
+        return Combined(answers[0] * (item_norm * root), item_norm * root * stated_error(layout, 1.0))
     constant, popular, small_weight, weight, taste = (float(value) for value in readouts[:READOUTS])
     mixing = readouts[READOUTS:].reshape(-1, USER_TERMS)
     if not 0.499 <= constant <= 1.501:
         raise CiphertextError("got an answer whose constant is out of range, expected one of this server's index")
     user_norm = math.sqrt(1.0 + constant**2 + small_weight**2 + (taste / _TASTE_ROOT) ** 2)
-    noise = output_error(layout.parameters, user_norm)
+    noise = stated_error(layout, user_norm)
     # r^2 / sigma^2, from the part of h that is not the constant
     popular *= (constant - 1.0) / constant
     squared = root * weight - history_items * popular**2
@@ -177,14 +178,6 @@ def combined(layout: HistoryLayout, outputs: Floats, history_items: int, item_no
         of_strength = abs(float(row[2])) * liking_error + noise * largest_gain * 3.0 / constant**2 + abs(own) * relative
         bound += abs(own) * noise + largest * of_strength
     return Combined(scores, bound)
-
-
-def output_error(parameters: Parameters, user_norm: float) -> float:
-    """Bound of the error of each output for |u| of at most `user_norm`: of noise, and of rounded rows times |u|.
-
-    `Parameters.score_error` is that for |u| = 2.
-    """
-    return parameters.score_error * math.sqrt((1.0 + user_norm**2) / 5.0)
 
 
 def _term(value: float, scale: float) -> float:

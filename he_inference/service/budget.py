@@ -8,8 +8,9 @@ encryption, so that their rank cannot be seen; each query therefore counts as a 
 Guarantee: a query is counted before anything is computed for it, and no client gets more answers within a window than
 the budget, whatever crashes: what is counted lies on disk first (SQLite, WAL, synchronous=FULL), in steps of at most a
 sixteenth of the budget, so that a kill can only count up to one such step too many. The same request again (by its
-digest, which covers the whole query) is answered again and counted once, as long as this process remembers it.
-Several processes may use one file.
+digest, which covers the whole query) is answered again and counted once, as long as it is remembered: the last 64 of a
+client and model, in the same file (`he_inference.service.remembered`), so across a restart or a kill as well. A power
+failure may take the last of these away, and never a count. Several processes may use one file.
 
 What it does not do: clients that pool their answers have the sum of their budgets, and a budget that renews only slows
 a client down: at a half per dimension the third window completes the matrix at the latest, unless a new model came
@@ -26,14 +27,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from he_inference.service.access import Account, Client
+from he_inference.service.remembered import Remembered
 from veil.errors import QueryBudgetError, StateError, WireError
 from veil.settings import Section
 
@@ -41,7 +43,6 @@ REQUEST_ID_BYTES = 16
 _DAY_S = 86_400.0
 _STEPS = 16
 _LARGEST_STEP = 64
-_REMEMBERED_REQUESTS = 64
 _REMEMBERED_CLIENTS = 4096
 _BUSY_TIMEOUT_S = 5.0
 _REQUEST_DOMAIN = b"veil/request/v1\x00"
@@ -76,7 +77,6 @@ class _Lease:
 
     left: int = 0
     since: float = 0.0
-    seen: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
 
 
 class QueryBudget:
@@ -100,6 +100,7 @@ class QueryBudget:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(_SCHEMA)
+            self._remembered = Remembered(self._connection)
         except (sqlite3.Error, OSError) as error:
             raise StateError(
                 f"got no usable file of query budgets at {path}: {error}", hint="without it no query may be answered"
@@ -117,14 +118,18 @@ class QueryBudget:
         limit = self._settings.queries(client.account, dimensions)
         with self._lock:
             lease = self._lease(client.account, model)
-            if request in lease.seen:
-                lease.seen.move_to_end(request)
-                return self._left(client.account, model, limit, lease)
-            step = 0
-            with self._transaction():
+            with self._reading():
                 since, queries = self._row(client.account, model)
-                # what was counted ahead in a window that is over, is over with it
-                if lease.since != since or not lease.left:
+                if self._remembered.has(client.account, model, request):
+                    return self._left(limit, since, queries, lease)
+            # what was counted ahead in a window that is over, is over with it
+            if lease.left and lease.since == since:
+                # The count is on disk. That of the query itself may be lost with the power, which is the safe side.
+                with self._writing(durable=False):
+                    self._remembered.add(client.account, model, request)
+            else:
+                with self._writing(durable=True):
+                    since, queries = self._row(client.account, model)
                     step = min(max(1, limit // _STEPS), _LARGEST_STEP, limit - queries)
                     if step <= 0:
                         raise self._spent(limit, dimensions, since)
@@ -134,14 +139,11 @@ class QueryBudget:
                         " queries=excluded.queries",
                         (client.account, model, since, queries),
                     )
-            # the transaction has ended, so what it wrote is on disk
-            if step:
+                    self._remembered.add(client.account, model, request)
+                # the transaction has ended, so what it wrote is on disk
                 lease.left, lease.since = step, since
             lease.left -= 1
-            lease.seen[request] = None
-            while len(lease.seen) > _REMEMBERED_REQUESTS:
-                lease.seen.popitem(last=False)
-            return max(0, limit - queries) + lease.left
+            return self._left(limit, since, queries, lease)
 
     def left(self, client: Client, model: bytes, dimensions: int) -> int | None:
         """Queries that this client may still make to that model; None when they are not counted."""
@@ -150,7 +152,9 @@ class QueryBudget:
         limit = self._settings.queries(client.account, dimensions)
         with self._lock:
             lease = self._leases.get((client.account, model), _Lease())
-            return self._left(client.account, model, limit, lease)
+            with self._reading():
+                since, queries = self._row(client.account, model)
+            return self._left(limit, since, queries, lease)
 
     def close(self) -> None:
         """Gives back what was counted ahead and not used."""
@@ -168,9 +172,8 @@ class QueryBudget:
     def _counted(self, client: Client) -> bool:
         return self._settings.enabled and client.account not in self._settings.exempt
 
-    def _left(self, account: str, model: bytes, limit: int, lease: _Lease) -> int:
-        with self._transaction(write=False):
-            since, queries = self._row(account, model)
+    @staticmethod
+    def _left(limit: int, since: float, queries: int, lease: _Lease) -> int:
         return max(0, limit - queries) + (lease.left if lease.since == since else 0)
 
     def _lease(self, account: str, model: bytes) -> _Lease:
@@ -205,10 +208,22 @@ class QueryBudget:
         window_s = self._settings.window_days * _DAY_S
         return (now, 0) if window_s and now >= since + window_s else (since, queries)
 
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._transaction("BEGIN")
+
     @contextmanager
-    def _transaction(self, write: bool = True) -> Iterator[None]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+    def _writing(self, *, durable: bool) -> Iterator[None]:
+        """durable: on disk when the block has ended. If not, it survives the end of the process, not that of the power;
+        writes that follow and are durable take it along (sqlite.org/pragma.html#pragma_synchronous, of WAL)."""
+        with self._named_errors():
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        with self._named_errors():
+            self._connection.execute(begin)
             try:
                 yield
                 self._connection.execute("COMMIT")
@@ -216,6 +231,12 @@ class QueryBudget:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @staticmethod
+    @contextmanager
+    def _named_errors() -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise StateError(
                 f"got no count of this query: {type(error).__name__}", hint="the operator looks at the file of budgets"

@@ -22,7 +22,7 @@ _log = logging.getLogger("veil.he_inference.canary")
 
 
 class CanarySettings(Section):
-    """An own client that asks with random vectors and compares with plaintext scores."""
+    """An own client that asks with random vectors and histories and compares with plaintext scores."""
 
     # Directory with key.pem, cert.pem and authority.pem of a client, such as `veil certs issue --role client --name
     # canary`; name it in [budget] exempt, certificate/canary, since it asks for as long as the server runs.

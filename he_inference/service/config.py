@@ -48,7 +48,7 @@ class Load(Section):
 
 
 class Ray(Section):
-    """A Ray cluster; see `he_inference.engine.ray_shards.RaySettings`. Index files must be reachable by every node."""
+    """A Ray cluster; see `he_inference.engine.ray_settings`. Index files must be reachable by every node."""
 
     # "local" for a cluster on this machine that ends with the server, or host:port of the head node.
     address: str = Field(default="local", min_length=1, max_length=300)
@@ -60,12 +60,25 @@ class Ray(Section):
     timeout_s: float = Field(default=120.0, gt=0, le=3600)
 
 
+class Cuda(Section):
+    """A GPU of this machine; see `he_inference.engine.cuda`. The server does not start without it."""
+
+    # Its number, as torch counts.
+    device: int = Field(default=0, ge=0, le=127)
+
+
 class Engine(Section):
     """Where the arithmetic runs."""
 
-    # "process": on this machine; "ray": in shards on the machines of a Ray cluster.
-    kind: Literal["process", "ray"] = "process"
+    # "process": on this machine; "cuda": there, products with items on a GPU; "ray": in shards on a Ray cluster.
+    kind: Literal["process", "cuda", "ray"] = "process"
+    cuda: Cuda = Cuda()
     ray: Ray = Ray()
+
+    @property
+    def cuda_device(self) -> int | None:
+        """The number of the GPU when one is used."""
+        return self.cuda.device if self.kind == "cuda" else None
 
     @property
     def ray_fields(self) -> dict[str, Any] | None:

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from he_inference.layouts.catalogue import layout_of, packing_of
 from he_inference.layouts.seam import Layout
 from he_inference.service.config import OfferSpec
-from he_inference.service.process import IndexFile, environment
+from he_inference.service.process import IndexFile
 from he_inference.service.published import PublishedModel
+from he_inference.service.setting import environment
 from veil.errors import ArtifactError, StateError, VeilError
 
 _LONGEST_S = 6 * 3600.0

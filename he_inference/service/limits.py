@@ -1,8 +1,10 @@
 """How fast and how much at a time: token buckets and counts of running calls, for each client and for all.
 
 Guarantee: within any t seconds at most burst + rate * t queries pass, of a client and of all together; no client has
-more calls running than it may. Memory is bounded: at most `most_clients` are remembered, and one is forgotten only when
-its bucket is full again and it has nothing running, so that forgetting gives nobody anything. Time is monotonic.
+more calls running than it may. Look-ups (GetParameters, GetModelCard) have a bucket of their own for each client: they
+take nothing from its queries, nor those from them. Memory is bounded: at most `most_clients` are remembered, and one is
+forgotten only when its buckets are full again and it has nothing running, so that forgetting gives nobody anything.
+Time is monotonic.
 
 Token bucket: J. Turner, "New directions in communications" (IEEE Communications Magazine 24(10), 1986).
 """
@@ -25,12 +27,15 @@ from veil.settings import Section
 
 
 class LimitSettings(Section):
-    """Rates are queries per second, bursts are queries that may come at once after a pause."""
+    """Rates are calls per second, bursts are calls that may come at once after a pause."""
 
     per_client_rate_s: float = Field(default=50.0, gt=0, le=1e6)
     per_client_burst: int = Field(default=100, ge=1, le=1_000_000)
     overall_rate_s: float = Field(default=2000.0, gt=0, le=1e6)
     overall_burst: int = Field(default=2000, ge=1, le=1_000_000)
+    # Look-ups (GetParameters, GetModelCard) per second of one client, and how many may come at once after a pause.
+    lookup_rate_s: float = Field(default=10.0, gt=0, le=1e6)
+    lookup_burst: int = Field(default=100, ge=1, le=1_000_000)
     # Queries of one client that may wait or run at a time.
     per_client_at_once: int = Field(default=8, ge=1, le=1024)
     # Other streams of one client at a time: evaluation keys, files of the model.
@@ -48,6 +53,11 @@ class _Bucket:
     tokens: float
     at: float
 
+    @classmethod
+    def full(cls, rate_s: float, burst: int, now: float) -> _Bucket:
+        """One that nothing was taken from yet."""
+        return cls(rate_s, float(burst), float(burst), now)
+
     def fill(self, now: float) -> float:
         """Tokens now."""
         self.tokens = min(self.burst, self.tokens + max(0.0, now - self.at) * self.rate_s)
@@ -55,21 +65,24 @@ class _Bucket:
         return self.tokens
 
     def wait_s(self, now: float) -> float:
-        """Seconds until one query may pass; 0 when it may now."""
+        """Seconds until one call may pass; 0 when it may now."""
         missing = 1.0 - self.fill(now)
-        # a hair of rounding must not turn one query away
+        # a hair of rounding must not turn one call away
         return max(0.0, missing / self.rate_s) if missing > 1e-9 else 0.0
 
 
 @dataclass(slots=True)
 class _Account:
     bucket: _Bucket
+    lookups: _Bucket
     queries: int = 0
     streams: int = 0
 
     def idle(self, now: float) -> bool:
         """Whether forgetting it changes nothing."""
-        return not self.queries and not self.streams and self.bucket.fill(now) >= self.bucket.burst
+        if self.queries or self.streams:
+            return False
+        return all(bucket.fill(now) >= bucket.burst for bucket in (self.bucket, self.lookups))
 
 
 class Limiter:
@@ -79,8 +92,7 @@ class Limiter:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        burst = float(settings.overall_burst)
-        self._overall = _Bucket(settings.overall_rate_s, burst, burst, clock())
+        self._overall = _Bucket.full(settings.overall_rate_s, settings.overall_burst, clock())
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
 
     def __len__(self) -> int:
@@ -126,12 +138,25 @@ class Limiter:
             with self._lock:
                 account.streams -= 1
 
+    def lookup(self, client: Client) -> None:
+        """One look-up; raises `LimitError` that says when one may pass again."""
+        with self._lock:
+            now = self._clock()
+            account = self._account(client, now)
+            wait_s = account.lookups.wait_s(now)
+            if wait_s:
+                raise _fast(f"{self._settings.lookup_rate_s:g} look-ups a second of one client", wait_s)
+            account.lookups.tokens -= 1.0
+
     def _account(self, client: Client, now: float) -> _Account:
         found = self._accounts.get(client.account)
         if found is None:
             self._forget(now)
-            burst = float(self._settings.per_client_burst)
-            found = _Account(_Bucket(self._settings.per_client_rate_s, burst, burst, now))
+            settings = self._settings
+            found = _Account(
+                _Bucket.full(settings.per_client_rate_s, settings.per_client_burst, now),
+                _Bucket.full(settings.lookup_rate_s, settings.lookup_burst, now),
+            )
             self._accounts[client.account] = found
         self._accounts.move_to_end(client.account)
         return found
@@ -147,9 +172,12 @@ class Limiter:
             else:
                 self._accounts.move_to_end(oldest)
         if len(self._accounts) >= self._settings.most_clients:
-            refill_s = self._settings.per_client_burst / self._settings.per_client_rate_s
+            settings = self._settings
+            refill_s = max(
+                settings.per_client_burst / settings.per_client_rate_s, settings.lookup_burst / settings.lookup_rate_s
+            )
             raise LimitError(
-                f"got more than {self._settings.most_clients} clients at a time, expected fewer",
+                f"got more than {settings.most_clients} clients at a time, expected fewer",
                 retry_after_s=min(math.ceil(refill_s), 60.0),
                 hint="try again later",
             )

@@ -22,7 +22,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from he_inference.layouts.seam import Layout
-from he_inference.noise import KINDS, noise_margin_bits
+from he_inference.noise import noise_margin_bits
 from veil.errors import BY_CODE, ConfigError, VeilError
 from veil.settings import Address, Section
 from veil.wire.limits import split_address
@@ -116,6 +116,12 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self._lookups = Counter(
+            "veil_scoring_lookups",
+            "Calls of GetParameters and GetModelCard by how they ended: OK or the code of the error.",
+            ["code"],
+            registry=registry,
+        )
         self._restarts = Counter(
             "veil_scoring_worker_restarts",
             "Compute workers that died or were late and were replaced.",
@@ -124,7 +130,7 @@ class Metrics:
         self._margin = Gauge(
             "veil_scoring_noise_margin_bits",
             "Estimate, in bits: how far the largest coefficient stays below where decryption would fail (modulus), and"
-            " the standard deviation of a score's error below its stated bound (bound).",
+            " the standard deviation of a score's error below its stated bound (bound); of a history, of an output's.",
             ["parameters", "layout", "limit"],
             registry=registry,
         )
@@ -134,6 +140,7 @@ class Metrics:
             self._keys.labels(found)
         for code in OUTCOMES:
             self._outcomes.labels(code)
+            self._lookups.labels(code)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -172,19 +179,18 @@ class Metrics:
         """How a query ended; what `outcome_of` says. A code that is not listed counts as OTHER."""
         self._outcomes.labels(code if code in OUTCOMES else OTHER).inc()
 
+    def looked_up(self, code: str) -> None:
+        """How a look-up ended; as `outcome`."""
+        self._lookups.labels(code if code in OUTCOMES else OTHER).inc()
+
     def worker_restarted(self) -> None:
         """A worker was replaced."""
         self._restarts.inc()
 
     def offers(self, layouts: Sequence[Layout]) -> None:
-        """States the noise margins of what is served now, in place of what was stated before.
-
-        Of history layouts there is no estimate.
-        """
+        """States the noise margins of what is served now, in place of what was stated before."""
         self._margin.clear()
         for layout in layouts:
-            if layout.kind not in KINDS:
-                continue
             margin = noise_margin_bits(layout)
             for limit, bits in (("modulus", margin.modulus), ("bound", margin.bound)):
                 self._margin.labels(layout.parameters.name, layout.kind, limit).set(bits)

@@ -18,9 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from he_inference.service import frames
-from he_inference.service.process import Answer, IndexFile, Process, Setting
+from he_inference.service.batch import attend, to_ask_again
+from he_inference.service.process import IndexFile, Process
+from he_inference.service.setting import Setting
 from he_inference.service.tickets import MOST_TOGETHER, Observer, Scores, Ticket, batch_from, late
-from veil.errors import LimitError, PeerLost, StateError
+from veil.errors import ConfigError, LimitError, StateError
 
 __all__ = ["Scores", "Setting", "WorkerPool"]
 _log = logging.getLogger("veil.he_inference.service.pool")
@@ -59,14 +61,18 @@ class WorkerPool:
         """Starts a process with these index files and puts it in place of the present one.
 
         The present process answers until the new one has run every kernel, and goes on when the new one does not start.
-        Index files that are asked for again must be the same objects. Raises `StateError`.
+        Index files that are asked for again must be the same objects. Raises `StateError`, and `ConfigError` when the
+        engine is not there.
         """
         process = Process(indexes, self._setting)
         try:
             process.start()
-        except (frames.FrameError, OSError) as error:
+        except BaseException as error:
+            # Also when somebody interrupts the wait: the process must not outlive it.
             process.end()
-            raise StateError(f"got no scoring process: {error}", hint="its own message stands above") from None
+            if isinstance(error, frames.FrameError | OSError):
+                raise StateError(f"got no scoring process: {error}", hint="its own message stands above") from None
+            raise
         with self._condition:
             if self._closing.is_set():
                 process.end()
@@ -226,15 +232,8 @@ class WorkerPool:
     def _attend(self, process: Process, batch: list[Ticket]) -> None:
         """One batch, whatever happens to it."""
         started = time.monotonic()
-        deadline = started + self._timeout_s
         try:
-            if batch[0].index not in process.indexes:
-                raise StateError("got a query for an index that is gone", hint="ask for the parameters and ask again")
-            if batch[0].load_keys is None:
-                error = process.register(batch[0].index, batch[0].name, batch[0].data, deadline)
-                batch[0].finish(error=error)
-            else:
-                self._score(process, batch, deadline)
+            attend(process, batch, started + self._timeout_s, self._observer)
             self._batch_s += 0.2 * (time.monotonic() - started - self._batch_s)
         except frames.FrameError as error:
             self._lost(process, batch, error)
@@ -244,69 +243,13 @@ class WorkerPool:
             for ticket in batch:
                 ticket.finish(error=error)
 
-    def _score(self, process: Process, batch: list[Ticket], deadline: float) -> None:
-        queue_us = [int(1e6 * (time.monotonic() - ticket.since)) for ticket in batch]
-        keys: dict[Ticket, bytes | None] = {}
-        for ticket in batch:
-            needed = False
-            if ticket.index.layout.galois_elements:
-                needed = not process.knows(ticket.name)
-                if self._observer is not None:
-                    self._observer.keys_found(not needed)
-            self._load(ticket, keys, needed)
-        answer = Answer([])
-        # Twice at most: what it lacks, against our own book, is sent along the second time.
-        for _ in range(2):
-            asked = [ticket for ticket in batch if ticket in keys]
-            if not asked:
-                return
-            answer = process.score(asked[0].index, [(t.name, t.data, keys[t]) for t in asked], deadline)
-            if not answer.lacking:
-                break
-            for place in answer.lacking:
-                self._load(asked[place], keys, needed=True)
-        else:
-            raise frames.FrameError("keys are lacking that were sent")
-        if self._observer is not None:
-            self._observer.batch_was(len(asked))
-        for place, ticket in enumerate(asked):
-            if place in answer.errors:
-                ticket.finish(error=answer.errors[place])
-                continue
-            if len(answer.results[place]) != ticket.index.layout.blocks:
-                raise frames.FrameError(f"{len(answer.results[place])} results, not {ticket.index.layout.blocks}")
-            waited_us = queue_us[batch.index(ticket)]
-            ticket.finish(Scores(answer.results[place], answer.compute_us, answer.read_us, waited_us, len(asked)))
-
-    def _load(self, ticket: Ticket, keys: dict[Ticket, bytes | None], needed: bool) -> None:
-        """Notes the keys that go along with a query; one without them is answered here and not asked."""
-        try:
-            keys[ticket] = ticket.load_keys() if needed and ticket.load_keys is not None else None
-        except Exception as error:  # noqa: BLE001
-            # Whatever it is, it is this caller's, not the batch's.
-            keys.pop(ticket, None)
-            ticket.finish(error=error)
-
     def _lost(self, process: Process, batch: list[Ticket], reason: frames.FrameError) -> None:
         """The process ended or is late: its queries are asked again, each by itself; then a new process takes over."""
         _log.warning("the scoring process (pid %d, status %s) is replaced: %s", process.pid, process.status(), reason)
         self.replaced += 1
         if self._observer is not None:
             self._observer.worker_restarted()
-        again = []
-        for ticket in batch:
-            if ticket.done.is_set():
-                continue
-            if ticket.attempts:
-                ticket.finish(
-                    error=PeerLost(
-                        "the scoring process ended, or did not answer in time, twice while it worked on this request",
-                        hint="it has been replaced; send the request again",
-                    )
-                )
-            else:
-                ticket.attempts, ticket.alone = 1, True
-                again.append(ticket)
+        again = to_ask_again(batch)
         with self._condition:
             if self._closing.is_set():
                 for ticket in again:
@@ -332,7 +275,7 @@ class WorkerPool:
                 with self._condition:
                     self._starting = process
                 process.start()
-            except (frames.FrameError, OSError) as error:
+            except (frames.FrameError, OSError, ConfigError) as error:
                 if process is not None:
                     process.end()
                 _log.warning("the scoring process does not start: %s", error)

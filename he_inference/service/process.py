@@ -1,8 +1,8 @@
 """One compute process, as the scoring server sees it: how it is started, asked and ended.
 
 Guarantee: the process gets one socket, the index files and nothing else: no credentials, no descriptor, and of the
-environment only paths and locale. What it answers is checked for length before it is used; anything unexpected raises
-`FrameError`, after which the process must be ended.
+environment what `he_inference.service.setting` lists. What it answers is checked for length before it is used; anything
+unexpected raises `FrameError`, after which the process must be ended.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-import he_inference
 from he_inference.index.format import read_front
 from he_inference.index.header import Header
 from he_inference.layouts.catalogue import result_bytes
@@ -30,13 +29,14 @@ from he_inference.layouts.history import whole_layout
 from he_inference.layouts.history_parts import FoldInLayout, OutputLayout
 from he_inference.layouts.seam import Layout
 from he_inference.service import frames
+from he_inference.service.setting import Setting
 from veil.errors import ArtifactError, CiphertextError, ConfigError
 
 KEY_SLOTS = 256
 # Reading a large index from a cold disk, and compiling every kernel the first time, take minutes on a slow machine.
 _START_TIMEOUT_S = 900.0
 _RAY_END_S = 10.0
-_INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "NUMBA_CACHE_DIR")
+_WORKER = "he_inference.service.worker"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,19 +108,6 @@ def _whole(headers: Sequence[Header]) -> Layout:
         raise ArtifactError(error.message) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How a process computes.
-
-    threads: 0 for one on each core that may be used. kernels: a folder for compiled kernels, for where the package's
-    own cannot be written. ray: fields of `he_inference.engine.ray_shards.RaySettings`; None: in the process itself.
-    """
-
-    threads: int = 0
-    kernels: Path | None = None
-    ray: Mapping[str, Any] | None = None
-
-
 @dataclass(slots=True)
 class Answer:
     """Of a batch: results of each query, or its error; and the time that reading and arithmetic took."""
@@ -138,12 +125,12 @@ class Process:
     def __init__(self, indexes: Sequence[IndexFile], setting: Setting) -> None:
         """Starts it. Raises `OSError`."""
         self.indexes = list(indexes)
-        self._ray = setting.ray
+        self._ray, self._cuda = setting.ray, setting.cuda
         self._known: OrderedDict[str, None] = OrderedDict()
         self._ending = threading.Lock()
         ours, theirs = socket.socketpair()
         self._stream = ours
-        command = [sys.executable, "-P", "-m", "he_inference.service.worker", "--fd", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", _WORKER, "--fd", str(theirs.fileno())]
         for index in self.indexes:
             command += ["--index-fd", ",".join(map(str, index.descriptors))]
         with theirs:
@@ -151,7 +138,7 @@ class Process:
                 self._popen = subprocess.Popen(
                     command,
                     pass_fds=(theirs.fileno(), *(one for index in self.indexes for one in index.descriptors)),
-                    env=environment(setting.threads, setting.kernels) | (_of_ray() if setting.ray is not None else {}),
+                    env=setting.environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                 )
@@ -165,11 +152,17 @@ class Process:
         return self._popen.pid
 
     def start(self) -> None:
-        """Blocks until it has opened the index files and run every kernel. Raises `FrameError`."""
+        """Blocks until it has opened the index files and run every kernel. Raises `FrameError`.
+
+        And `ConfigError` when its engine is not there, which no other process would find either.
+        """
         deadline = time.monotonic() + _START_TIMEOUT_S
         paths = [[str(path) for path in index.paths] for index in self.indexes]
-        header = {"kind": "start", "key_slots": KEY_SLOTS, "paths": paths, "ray": self._ray}
+        header = {"kind": "start", "key_slots": KEY_SLOTS, "paths": paths, "ray": self._ray, "cuda": self._cuda}
         reply, _ = self._ask(header, [], deadline)
+        if reply.get("code") == ConfigError.code:
+            hint = reply.get("hint")
+            raise ConfigError(str(reply.get("message")), hint=None if hint is None else str(hint))
         if reply.get("kind") != "ready":
             raise frames.FrameError(str(reply.get("message", f"a first answer {reply.get('kind')!r}")))
 
@@ -258,30 +251,6 @@ class Process:
         self._known.move_to_end(name)
         while len(self._known) > KEY_SLOTS:
             self._known.popitem(last=False)
-
-
-def environment(threads: int, kernels: Path | None) -> dict[str, str]:
-    """What a process that computes inherits of the environment; arguments as of `Setting`."""
-    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    package = Path(he_inference.__file__).resolve().parent
-    if kernels is not None and not os.access(package / "ring", os.W_OK):
-        kept.setdefault("NUMBA_CACHE_DIR", str(kernels))
-    count = str(threads or _cores())
-    return kept | {
-        "NUMBA_NUM_THREADS": count,
-        "OMP_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": str(package.parent),
-    }
-
-
-def _of_ray() -> dict[str, str]:
-    """Ray has its certificates and its token from there and nowhere else; HOME is where its token may lie."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "HOME"}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _error(message: object, hint: object) -> CiphertextError:

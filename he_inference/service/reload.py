@@ -19,7 +19,7 @@ from he_inference.service.indexing import Wanted, index_files, paths_of
 from he_inference.service.pool import WorkerPool
 from he_inference.service.process import IndexFile
 from he_inference.service.published import PublishedModel
-from veil.errors import StateError, VeilError
+from veil.errors import ConfigError, StateError, VeilError
 
 _MANIFEST = "manifest.json"
 _STOP_WITHIN_S = 10.0
@@ -161,7 +161,7 @@ class Reloader:
         kept = [index for one in self._generations.held if one not in stale for index in one.indexes]
         try:
             self._pool.serve(kept)
-        except StateError as error:
+        except (StateError, ConfigError) as error:
             # Its files stay open as long as a process may have to be started with them.
             _log.error("a former model stays in memory: %s", error)
             return

@@ -23,10 +23,10 @@ from he_inference.service.key_cache import KeyCache, Limits
 from he_inference.service.limits import Limiter
 from he_inference.service.metrics import Metrics
 from he_inference.service.pool import WorkerPool
-from he_inference.service.process import Setting
 from he_inference.service.published import PublishedModel, open_model
 from he_inference.service.reload import Loader, Reloader
 from he_inference.service.servicer import InferenceServicer, Policy
+from he_inference.service.setting import Setting
 from veil.errors import IdentityError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
@@ -131,7 +131,7 @@ def start(config: ScoringConfig) -> ScoringServer:
             unused.callback(model.close)
             pool = resources.enter_context(
                 WorkerPool(
-                    setting=Setting(load.threads, state / "index", config.engine.ray_fields),
+                    setting=Setting(load.threads, state / "index", config.engine.ray_fields, config.engine.cuda_device),
                     queue_limit=load.queue,
                     batch=load.batch,
                     timeout_s=load.timeout_s,

@@ -2,7 +2,7 @@
 
 Of a query: who asks, which offer and keys it names, its length; then how fast and how many at a time; then whether
 there is room; then the client's budget, on disk before anything is computed. So a query that is refused costs no
-budget, and one that is repeated with the same id costs it once.
+budget, and one that is repeated with the same id costs it once. Of a look-up (offers, model card): who asks, how fast.
 
 Guarantee: this process holds no secret key, user vector or score. Every query to an offer gets the same number of
 results of the same length. What is malformed ends as INVALID_ARGUMENT with a sentence. Nothing that a client sent is
@@ -67,20 +67,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.GetParametersResponse:
         """The offers, and what is left of the caller's budget."""
         client = self._policy.access.client(context)
-        view = self._generations.current.view(client)
-        first = view.offers[0]
-        return inference_pb2.GetParametersResponse(
-            offers=[exchange.offer_to_wire(offer) for offer in view.offers],
-            manifest_digest=first.manifest_digest,
-            queries_left=self._policy.budget.left(client, first.manifest_digest, first.layout.dimensions),
-        )
+        with self._lookup(client):
+            view = self._generations.current.view(client)
+            first = view.offers[0]
+            return inference_pb2.GetParametersResponse(
+                offers=[exchange.offer_to_wire(offer) for offer in view.offers],
+                manifest_digest=first.manifest_digest,
+                queries_left=self._policy.budget.left(client, first.manifest_digest, first.layout.dimensions),
+            )
 
     def GetModelCard(
         self, request: inference_pb2.GetModelCardRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetModelCardResponse:
         """What the model is and what it cost."""
-        self._policy.access.client(context)
-        return inference_pb2.GetModelCardResponse(card=self._generations.current.model.card)
+        with self._lookup(self._policy.access.client(context)):
+            return inference_pb2.GetModelCardResponse(card=self._generations.current.model.card)
 
     def GetClientModel(
         self, request: inference_pb2.GetClientModelRequest, context: grpc.ServicerContext
@@ -190,6 +191,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not context.add_callback(ticket.cancel):
             ticket.cancel()
         return self._pool.scores(ticket)
+
+    @contextmanager
+    def _lookup(self, client: Client) -> Iterator[None]:
+        """A call that only says what is there: limited in its rate, and counted by how it ends."""
+        try:
+            self._policy.limiter.lookup(client)
+            yield
+        except BaseException as error:
+            self._policy.metrics.looked_up(outcome_of(error))
+            raise
+        self._policy.metrics.looked_up(outcome_of(None))
 
     @contextmanager
     def _stream(self, client: Client, context: grpc.ServicerContext) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 Started by `he_inference.service.process` as `python -m he_inference.service.worker --fd N --index-fd K …`, where N is
 one end of a socket pair and each K an index file. It inherits no credentials, no other descriptor and nothing of the
-environment but paths and locale. It is no sandbox: it runs as the server's user.
+environment but what `he_inference.service.setting` lists. It is no sandbox: it runs as the server's user.
 
-    {"kind": "start", "key_slots", "paths", "ray"}              -> {"kind": "ready"} or {"kind": "error"}
+    {"kind": "start", "key_slots", "paths", "ray", "cuda"}      -> {"kind": "ready"} or {"kind": "error", "code"}
     {"kind": "register", "index": i, "key": name}               + keys      -> {"kind": "ok"} or {"kind": "error"}
     {"kind": "score", "index": i, "queries": [{"key", "keys"}]} + queries, keys of those with "keys" true
                                                         -> {"kind": "lacking", "queries": [numbers]}, or
@@ -12,8 +12,9 @@ environment but paths and locale. It is no sandbox: it runs as the server's user
                                                            {"kind": "done", "compute_us", "read_us", "errors"}
 
 Guarantee: messages of clients are residues (`he_inference.messages`): what is none is answered with a sentence,
-everything else is computed with. Memory, file size and core dumps are limited, whatever comes. Evaluation keys are held
-in a bounded cache and never written. One request is computed at a time, on all threads.
+everything else is computed with. Memory, file size and core dumps are limited, whatever comes (with Ray, core dumps
+only; with a GPU, memory as `_limit_resources` says). Evaluation keys are held in a bounded cache and never written. One
+request is computed at a time, on all threads.
 """
 
 from __future__ import annotations
@@ -168,11 +169,11 @@ def main(arguments: list[str] | None = None) -> int:
             worker.warm_up()
             if header["ray"] is None:
                 # Ray starts processes of its own, which would inherit them.
-                _limit_resources()
+                _limit_resources(addresses=header["cuda"] is None)
             frames.send(stream, {"kind": "ready"})
             serve(stream, worker)
         except VeilError as error:
-            frames.send(stream, {"kind": "error", "message": error.message, "hint": error.hint})
+            frames.send(stream, {"kind": "error", "code": error.code, "message": error.message, "hint": error.hint})
             return 1
         except frames.FrameError:
             # The server has gone: nobody is left to answer to.
@@ -183,11 +184,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _engines(
     indexes: Sequence[Sequence[Index]], header: dict[str, Any], resources: ExitStack
 ) -> Sequence[Engine[Any, Any]]:
-    """An engine for each index: of this process, or of a Ray cluster's actors (histories are always folded in here)."""
-    local = [HistoryEngine(*parts) if len(parts) == 2 else LocalEngine(parts[0]) for parts in indexes]
+    """An engine for each index: of this process, of a GPU, or of a Ray cluster's actors (histories are folded in here).
+
+    Raises `ConfigError` when GPU or Ray are not there.
+    """
+    if header["cuda"] is not None:
+        # Here, since torch takes seconds and memory that others need not spend.
+        from he_inference.engine import cuda
+
+        return cuda.engines(indexes, int(header["cuda"]))
+    local = [HistoryEngine(parts[0], parts[1]) if len(parts) == 2 else LocalEngine(parts[0]) for parts in indexes]
     if header["ray"] is None:
         return local
-    from he_inference.engine.ray_shards import RayCluster, RaySettings
+    from he_inference.engine.ray_cluster import RayCluster
+    from he_inference.engine.ray_settings import RaySettings
 
     cluster = resources.enter_context(RayCluster(RaySettings(**header["ray"])))
     apart = [number for number, parts in enumerate(indexes) if len(parts) == 1]
@@ -195,13 +205,22 @@ def _engines(
     return [shards[apart.index(number)] if number in apart else engine for number, engine in enumerate(local)]
 
 
-def _limit_resources() -> None:
-    """No more address space than now and `_WORKING_BYTES`: work that grows without bound ends here, not the machine."""
+def _limit_resources(*, addresses: bool) -> None:
+    """No more memory than now and `_WORKING_BYTES`: work that grows without bound ends here, not the machine.
+
+    addresses: whether that is said of all addresses, which is the stricter limit. CUDA reserves as many of those as all
+    memory of machine and devices together, and more whenever it likes, without using them; its process is limited in
+    private writable memory instead (RLIMIT_DATA: heaps, stacks and anonymous mappings; since Linux 4.7). What that
+    leaves out: memory that the driver shares with the device, and the device's own, which torch reserves.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE_BYTES, _LARGEST_FILE_BYTES))
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    # Pages, in this order: all addresses, resident, shared, text, unused, data and stack, unused (proc_pid_statm(5)).
+    table = Path("/proc/self/statm")
+    pages = [int(number) for number in table.read_text().split()] if table.exists() else []
     if pages:
-        limit = pages * resource.getpagesize() + _WORKING_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limited, used = (resource.RLIMIT_AS, pages[0]) if addresses else (resource.RLIMIT_DATA, pages[5])
+        limit = used * resource.getpagesize() + _WORKING_BYTES
+        resource.setrlimit(limited, (limit, limit))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from he_inference.layouts.catalogue import layout_of, result_bytes, usual_kind
+from he_inference.layouts.history import HistoryLayout
 from he_inference.layouts.seam import Layout
 from he_inference.parameters import Parameters
-from he_inference.ring.moduli import Words
+from he_inference.ring.moduli import TILE, Words
 from he_inference.tuning import trial
+from he_inference.tuning.stages import Evaluator, StagedCompute, StagedHistory
+from he_inference.tuning.subjects import unit_rows
+from veil.errors import ConfigError
+
+# Ciphertexts of the larger history that is measured.
+_MOST_FOLDED = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,25 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Folding:
+    """What folding a history in costs, milliseconds.
+
+    baby: of one rotation of each of n ciphertexts, side by side. accumulation: of n bytes of fold-in rows. trace: of
+    one rotation of a sum, the next one after it.
+    """
+
+    baby: Line
+    accumulation: Line
+    trace: float
+
+
+@dataclass(frozen=True)
 class Costs:
     """What primitives cost on this machine under one parameter set, milliseconds.
 
     baby: of one rotation of a query, the next one after it. giant: of one rotation of each of n sums, side by side.
     accumulation: of n bytes of index for one query. packing: of n results. reading, encryption: of n query ciphertexts.
-    decryption: of n results. keys: of making a client's evaluation keys and reading them.
+    decryption: of n results. keys: of making a client's evaluation keys and reading them. folding: of histories alone.
     """
 
     baby: float
@@ -50,6 +70,15 @@ class Costs:
     encryption: Line
     decryption: Line
     keys: float
+    folding: Folding | None = None
+
+    def folding_ms(self, layout: HistoryLayout, size_bytes: int) -> float:
+        """Of one history, with fold-in rows of so many bytes. Raises `ConfigError` where it was not measured."""
+        if self.folding is None:
+            raise ConfigError("got costs of vectors for a history, expected those of its own set")
+        products = self.folding.accumulation(size_bytes)
+        turned = (layout.rotations - 1) * self.folding.baby(layout.query_ciphertexts)
+        return turned + products + _traced(layout) * self.folding.trace
 
 
 def calibrate(sets: Iterable[Parameters], *, runs: int = 5, large_bytes: int = 64 << 20) -> dict[str, Costs]:
@@ -71,6 +100,7 @@ class _Run:
 
     layout: Layout
     index_bytes: int
+    fold_bytes: int
     seconds: dict[str, float]
 
     def point(self, stage: str, count: float, steps: int = 1) -> tuple[float, float]:
@@ -80,15 +110,24 @@ class _Run:
 
 def _calibrated(parameters: Parameters, runs: int, large_bytes: int) -> Costs:
     kind = usual_kind(parameters)
-    packing = 8 if kind == "keyless" else 0
+    folds = kind == "history"
+    packing = {"keyless": 8, "history": 1}.get(kind, 0)
     # One block, and as many as make an index of that size: of 64 and 128 dimensions, as real ones.
-    n = parameters.degree
-    many = max(2, large_bytes // (4 * len(parameters.data_primes) * n * (64 if packing == 0 else 8)))
-    small = _run(layout_of(kind, parameters, n // max(1, packing), 32, packing), runs)
-    large = _run(layout_of(kind, parameters, many * n // max(1, packing), 64, packing), runs)
+    n, share = parameters.degree, packing if kind == "keyless" else 1
+    many = max(2, large_bytes // (4 * len(parameters.data_primes) * n * (8 if kind == "keyless" else 64)))
+    many = min(many, _MOST_FOLDED) if folds else many
+    small = _run(layout_of(kind, parameters, n // share, 32, packing), runs)
+    large = _run(layout_of(kind, parameters, many * n // share, 64, packing), runs)
 
     def line(stage: str, count: Callable[[_Run], float]) -> Line:
         return Line(small.point(stage, count(small)), large.point(stage, count(large)))
+
+    def folding() -> Folding:
+        sides = [
+            run.point("fold_baby", run.layout.query_ciphertexts, run.layout.rotations - 1) for run in (small, large)
+        ]
+        traces = [run.point("fold_trace", 1, _traced(run.layout))[1] for run in (small, large)]
+        return Folding(Line(*sides), line("fold_accumulation", lambda run: run.fold_bytes), min(traces))
 
     def groups(run: _Run) -> tuple[float, float]:
         return run.point("giant", run.layout.blocks, run.layout.groups - 1)
@@ -106,16 +145,38 @@ def _calibrated(parameters: Parameters, runs: int, large_bytes: int) -> Costs:
         encryption=ciphertexts[1],
         decryption=Line((1, 0.0), (2, 0.0)),
         keys=large.point("keys", 1)[1] if rotated else 0.0,
+        folding=folding() if folds else None,
     )
+
+
+def _traced(layout: Layout) -> int:
+    """Rotations of sums while a history is folded in."""
+    if not isinstance(layout, HistoryLayout):
+        return 0
+    return layout.groups - 1 + sum(layout.fold_in.trace_steps) - 2
+
+
+def _evaluator(layout: Layout, rng: np.random.Generator) -> tuple[Evaluator, Words, int]:
+    """With a random index, and the bytes of fold-in rows: what the numbers are makes no difference to the time that
+    they take."""
+
+    def words(*shape: int) -> Words:
+        return rng.integers(0, min(layout.parameters.data_primes), shape, np.uint32)
+
+    if isinstance(layout, HistoryLayout):
+        n, fold = layout.parameters.degree, layout.fold_in
+        rows = words(fold.blocks, len(layout.parameters.data_primes), n // TILE, fold.padded, TILE)
+        history = StagedHistory(layout, rows)
+        return history, words(layout.blocks, *history.block_shape), rows.nbytes
+    compute = StagedCompute(layout)
+    return compute, words(layout.blocks, *compute.block_shape), 0
 
 
 def _run(layout: Layout, runs: int) -> _Run:
     rng = np.random.default_rng(0)
-    compute = trial.StagedCompute(layout)
-    shape = (layout.blocks, *compute.block_shape)
-    # What the numbers are makes no difference to the time that they take.
-    index: Words = rng.integers(0, min(layout.parameters.data_primes), shape, np.uint32)
-    vectors = trial.unit_rows(rng, runs + 1, layout.dimensions)
+    compute, index, fold_bytes = _evaluator(layout, rng)
+    entries = layout.items if layout.kind == "history" else layout.dimensions
+    vectors = unit_rows(rng, runs + 1, entries)
     measured: dict[str, list[float]] = {}
     for number, vector in enumerate(vectors):
         started = time.perf_counter()
@@ -123,24 +184,26 @@ def _run(layout: Layout, runs: int) -> _Run:
         made = time.perf_counter()
         query = client.encrypt(vector)
         encrypted = time.perf_counter()
-        compute.forget()
+        compute.clock.forget()
         compute.answer(index, [query], [client.keys])
         if number:  # the first one compiles
             for stage, seconds in (
-                *compute.seconds.items(),
+                *compute.clock.seconds.items(),
                 ("keys", made - started),
                 ("encryption", encrypted - made),
             ):
                 measured.setdefault(stage, []).append(seconds)
-    return _Run(layout, index.nbytes, {stage: float(np.median(seconds)) for stage, seconds in measured.items()})
+    return _Run(
+        layout, index.nbytes, fold_bytes, {stage: float(np.median(seconds)) for stage, seconds in measured.items()}
+    )
 
 
 def _decryption(parameters: Parameters, runs: int) -> Line:
     rng, points = np.random.default_rng(0), []
     kind = usual_kind(parameters)
     for blocks in (1, 8):
-        layout = layout_of(kind, parameters, blocks * parameters.degree, 8, 1 if kind == "keyless" else 0)
-        client = trial.Client(trial.StagedCompute(layout))
+        layout = layout_of(kind, parameters, blocks * parameters.degree, 8, 0 if kind == "session" else 1)
+        client = trial.Client(_evaluator(layout, rng)[0])
         results = [rng.bytes(result_bytes(layout)) for _ in range(blocks)]
         times = []
         for _ in range(runs + 1):

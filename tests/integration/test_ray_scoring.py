@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from he_inference.engine.local import LocalEngine
-from he_inference.engine.ray_shards import RayCluster, RaySettings, RayShards
+from he_inference.engine.ray_cluster import RayCluster
+from he_inference.engine.ray_settings import RaySettings
+from he_inference.engine.ray_shards import RayShards
 from he_inference.index.build import build, update
 from he_inference.index.store import Index
 from he_inference.layouts.seam import Floats, Layout

@@ -42,7 +42,12 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[ScoringServer]:
     limits = LimitSettings(
-        per_client_rate_s=1e6, per_client_burst=1_000_000, overall_rate_s=1e6, overall_burst=1_000_000
+        per_client_rate_s=1e6,
+        per_client_burst=1_000_000,
+        overall_rate_s=1e6,
+        overall_burst=1_000_000,
+        lookup_rate_s=1e6,
+        lookup_burst=1_000_000,
     )
     config = site.config(site.folder, offers=("fast", "keyless"), load=Load(threads=1), limits=limits)
     with start(config) as running:

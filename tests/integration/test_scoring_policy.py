@@ -148,6 +148,30 @@ def test_queries_faster_than_the_rate_are_refused_with_the_time_to_wait(site: Si
         assert metrics.get_sample_value("veil_scoring_queries_total", {"code": "OK"}) == 3
 
 
+def test_look_ups_faster_than_the_rate_are_refused_and_queries_go_on(site: Site, tmp_path: Path) -> None:
+    config = site.config(tmp_path, limits=LimitSettings(lookup_rate_s=0.01, lookup_burst=4))
+    with start(config) as server, by_certificate(site, server) as anna, by_certificate(site, server, EVE) as eve:
+
+        def card(asking: Asking) -> str:
+            with translated("server"):
+                return asking.stub.GetModelCard(messages.GetModelCardRequest(), timeout=30).card.name
+
+        # one was for the offers; both calls take from one bucket
+        assert card(anna) == "trial-job" and anna.parameters().offers and card(anna)
+        for refused in (lambda: card(anna), anna.parameters):
+            with pytest.raises(LimitError, match="look-ups a second of one client") as caught:
+                refused()
+            assert caught.value.retry_after_s is not None and 50 < caught.value.retry_after_s <= 100
+        with pytest.raises(grpc.RpcError) as status:
+            anna.stub.GetModelCard(messages.GetModelCardRequest(), timeout=30)
+        assert status.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert anna.ask() > 0 and eve.parameters().offers and card(eve)
+        value = server.policy.metrics.registry.get_sample_value
+        assert value("veil_scoring_lookups_total", {"code": "LIMIT"}) == 3
+        assert value("veil_scoring_lookups_total", {"code": "OK"}) == 7
+        assert value("veil_scoring_queries_total", {"code": "LIMIT"}) == 0
+
+
 def test_metrics_over_http(site: Site, tmp_path: Path) -> None:
     config = site.config(tmp_path, metrics=MetricsSettings(listen="127.0.0.1:0"))
     with start(config) as server, by_certificate(site, server) as anna:

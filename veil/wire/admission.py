@@ -3,7 +3,7 @@
 Guarantee, for every method of every service on a Veil server, in this order: (1) the caller's certificate carries
 exactly one identity of this consortium and is in date now, also on a connection that was opened long ago; (2) the
 caller means this server; (3) the service admits the caller's role, and a service that nobody declared admits none;
-(4) a unary call has a deadline; (5) its request comes within `_REQUEST_WITHIN_S` and parses; (6) whatever the handler
+(4) a unary call has a deadline; (5) its request comes soon and parses (`veil.wire.requests`); (6) whatever the handler
 raises becomes a status by `veil.wire.status`. Refusals of (1) to (3) are logged as warnings with both identities.
 A caller whom (3) refuses occupies no worker, whatever it leaves unsent: no byte of a request is waited for before.
 What every role may call (health, reflection) gets `_PUBLIC_CALLS` workers at most, each for `_PUBLIC_WITHIN_S` at most.
@@ -26,20 +26,18 @@ from functools import lru_cache
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from veil.errors import IdentityError, StateError, VeilError, WireError
 from veil.identity import certificates
 from veil.identity.names import Identity, Role
-from veil.wire.cutoff import Cutoff
 from veil.wire.probe import EXPECTED_PEER
+from veil.wire.requests import Parsed, only_request, parsed_request, patience
 from veil.wire.status import abort
 
 # gRPC reports a missing deadline as one in the far future
 _LONGEST_DEADLINE_S = 24 * 3600.0
-_REQUEST_WITHIN_S = 20.0
 _PUBLIC = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 _PUBLIC_CALLS = 4
 _PUBLIC_WITHIN_S = 20.0
@@ -142,8 +140,8 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
         def parsed(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             if handler.request_streaming:
-                return _Parsed(raw, deserialize)
-            return _parse(_only(raw, context), deserialize)
+                return Parsed(raw, deserialize)
+            return parsed_request(only_request(raw, context), deserialize)
 
         def respond(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._guarded(method, context, unary):
@@ -196,7 +194,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
             busy = StateError("got too many calls of health checking and reflection at a time", hint="try again later")
             abort(context, busy, grpc.StatusCode.RESOURCE_EXHAUSTED)
         try:
-            with _patience.after(_PUBLIC_WITHIN_S, context.cancel):
+            with patience.after(_PUBLIC_WITHIN_S, context.cancel):
                 yield
         finally:
             self._public_calls.release()
@@ -278,41 +276,6 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
 def _service(method: str) -> str:
     return method.strip("/").rpartition("/")[0]
-
-
-_patience = Cutoff()
-
-
-def _only(raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-    """The request of a call that has one."""
-    with _patience.after(_REQUEST_WITHIN_S, context.cancel):
-        request = next(raw, None)
-    if request is None:
-        raise WireError("got a call without its request, expected one message")
-    return request
-
-
-class _Parsed:
-    """A stream of requests, each parsed when it is asked for; may be read from any thread, as gRPC's own."""
-
-    def __init__(self, raw: Iterator[bytes], deserialize: Callable[[bytes], Any] | None) -> None:
-        self._raw = raw
-        self._deserialize = deserialize
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return _parse(next(self._raw), self._deserialize)
-
-
-def _parse(raw: bytes, deserialize: Callable[[bytes], Any] | None) -> Any:
-    if deserialize is None:
-        return raw
-    try:
-        return deserialize(raw)
-    except DecodeError:
-        raise WireError(f"got {len(raw)} bytes that are no message of this method, expected Protocol Buffers") from None
 
 
 def _shown(expected: list[Any]) -> str:

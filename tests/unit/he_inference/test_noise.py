@@ -1,73 +1,68 @@
-"""Estimates of noise against trials with the real kernel and real keys."""
+"""Margins of noise against trials with the real kernel and real keys. Deviations: encoding/test_deviation.py."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from he_inference.engine.compute import Compute
+from he_inference.encoding import deviation
 from he_inference.layouts.catalogue import layout_of, usual_kind
-from he_inference.layouts.seam import Layout
-from he_inference.noise import KINDS, noise_margin_bits, score_error_deviation
-from he_inference.parameters import NAMES, named
-from he_inference.scheme import SecretKey
-
-
-def measured_deviation(layout: Layout, queries: int = 2) -> float:
-    generator = np.random.default_rng(7)
-    compute, secret = Compute(layout), SecretKey(layout.parameters)
-    rows = generator.normal(size=(layout.items, layout.dimensions))
-    rows /= np.linalg.norm(rows, axis=1)[:, None]
-    size = layout.block_items
-    index = np.stack(
-        [
-            compute.encode(layout.item_polynomials(rows[block * size : (block + 1) * size], block))
-            for block in range(layout.blocks)
-        ]
-    )
-    elements = layout.galois_elements
-    keys = compute.read_keys(secret.evaluation_keys(elements)) if elements else np.empty((0,), np.uint32)
-    errors = []
-    for _ in range(queries):
-        vector = generator.normal(size=layout.dimensions)
-        vector /= np.linalg.norm(vector)
-        query = compute.read_query(secret.encrypt(layout.query_polynomials(vector)))
-        results = [result for part in compute.score(index, [query], [keys]) for result in part[0]]
-        numbers, bits = secret.decrypt(results, layout.coefficient_places())
-        errors.append(layout.scores(numbers, bits) - rows @ vector)
-    return float(np.std(np.concatenate(errors)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "parameters", "items", "dimensions", "packing", "factor"),
-    [
-        ("keyless", "keyless", 4096, 32, 1, 1.1),
-        ("keyless", "keyless", 2048, 64, 8, 1.15),
-        ("keyless", "keyless-small", 3000, 50, 4, 1.1),
-        ("session", "fast", 4096, 64, 0, 1.5),
-        ("session", "pq", 8192, 16, 0, 1.5),
-    ],
-)
-def test_the_estimate_is_what_trials_show(
-    kind: str, parameters: str, items: int, dimensions: int, packing: int, factor: float
-) -> None:
-    layout = layout_of(kind, parameters, items, dimensions, packing)
-    measured, estimated = measured_deviation(layout), score_error_deviation(layout)
-    assert estimated / factor < measured < estimated * factor
+from he_inference.noise import KINDS, noise_margin_bits
+from he_inference.parameters import HISTORY, NAMES, named
+from he_inference.tuning.subjects import Histories, subject_of
+from he_inference.tuning.trial import in_memory
+from veil.errors import ConfigError
 
 
 def test_every_set_has_room_left() -> None:
-    for name in NAMES:
+    for name in (*NAMES, HISTORY.name):
         parameters = named(name)
         kind = usual_kind(parameters)
-        if kind not in KINDS:
-            continue
-        layout = layout_of(kind, parameters, 4096, 128, 0 if kind == "session" else 8)
-        margin = noise_margin_bits(layout)
-        # three bits of bound are eight standard deviations
-        assert margin.modulus > 0 and margin.bound > 3, name
+        assert kind in KINDS
+        for items, dimensions in ((300, 16), (4096, 128)):
+            packing = {"session": 0, "keyless": 8, "history": 3}[kind]
+            margin = noise_margin_bits(layout_of(kind, parameters, items, dimensions, packing))
+            # A stated bound is seven standard deviations, log2(7) bits, or more.
+            assert margin.modulus > 0.45 and margin.bound > np.log2(deviation.SIGMAS), name
 
 
 def test_longer_vectors_leave_less_room_in_the_exact_set() -> None:
     margins = [noise_margin_bits(layout_of("session", "exact", 4096, d)).modulus for d in (16, 64, 256, 1024)]
     assert margins == sorted(margins, reverse=True) and margins[0] > margins[-1] + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "packing"),
+    [("session", "fast", 0), ("keyless", "keyless-small", 4), ("history", "history", 1), ("history", "history", 3)],
+)
+def test_no_coefficient_comes_nearer_to_the_modulus_than_the_margin_says(
+    kind: str, parameters: str, packing: int
+) -> None:
+    """Of real answers: two scores of 1 in every slot are never seen, so there is more room than that."""
+    layout = layout_of(kind, parameters, 1500, 16, packing)
+    subject = subject_of(layout, 1)
+    scene = in_memory(subject)
+    largest = 0.0
+    for question in subject.questions(np.random.default_rng(2), 3):
+        (results,) = scene.compute.answer(
+            scene.index, [scene.client.encrypt(subject.entries(question))], [scene.client.keys]
+        )
+        numbers, bits = scene.client.secret.decrypt(results, layout.coefficient_places())
+        half = 1 << (bits - 1)
+        largest = max(largest, float(np.abs(((numbers + half) & ((1 << bits) - 1)) - half).max()) / half)
+    assert np.log2(1.0 / largest) > noise_margin_bits(layout).modulus
+
+
+def test_an_empty_history_decrypts_to_noise_of_the_expected_size() -> None:
+    """Nothing is folded in and nothing scored with: what is left is the noise of ciphertexts."""
+    layout = layout_of("history", "history", 8192, 64, 1)
+    scene = in_memory(Histories.of(layout, 3))
+    outputs = scene.client.decrypt(
+        scene.compute.answer(scene.index, [scene.client.encrypt(np.zeros(8192))], [scene.client.keys])[0]
+    )
+    assert outputs.std() == pytest.approx(deviation.expected(layout, 0.0), rel=0.1)
+
+
+def test_a_part_of_an_index_has_no_margin() -> None:
+    with pytest.raises(ConfigError, match="got layout history-fold-in"):
+        noise_margin_bits(layout_of("history", "history", 100, 16, 3).fold_in)  # type: ignore[attr-defined]

@@ -198,7 +198,7 @@ def test_health_and_reflection_leave_workers_to_the_services(party: Party, echo_
 def test_a_request_that_does_not_come_ends_its_call(
     party: Party, offering: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("veil.wire.admission._REQUEST_WITHIN_S", 0.2)
+    monkeypatch.setattr("veil.wire.requests._REQUEST_WITHIN_S", 0.2)
     stop = threading.Event()
 
     def never() -> Any:

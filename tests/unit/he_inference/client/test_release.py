@@ -13,14 +13,17 @@ from he_inference.client.keys import KeyRing, MemoryRing, Ring
 from he_inference.client.query import Query, Ready
 from he_inference.client.release import (
     EXACT_MARGIN,
+    EXACT_RELEASES,
     RELEASES,
     flooding_sigma,
     release,
     statistical_sigma,
 )
 from he_inference.client.scores import Origin, Scores
+from he_inference.encoding import deviation
 from he_inference.engine.compute import Compute
 from he_inference.exchange import Offer
+from he_inference.layouts.seam import MAX_DIMENSIONS, MAX_ITEMS
 from he_inference.layouts.session import SessionLayout
 from he_inference.parameters import EXACT, FAST, KEYLESS, PQ, Parameters
 from tests.unit.he_inference.client.key_recovery import inverse, polynomial_of, product, read_vector, recover_key, solve
@@ -29,18 +32,21 @@ from veil.errors import CiphertextError, InputError, PolicyError, StateError
 DIMENSIONS = 16
 
 
-def unit_rows(rows: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).normal(size=(rows, DIMENSIONS))
-    return values / np.linalg.norm(values, axis=1)[:, None]
+def unit_rows(rows: int, seed: int, dimensions: int = DIMENSIONS) -> np.ndarray:
+    values: np.ndarray = np.random.default_rng(seed).normal(size=(rows, dimensions))
+    values /= np.linalg.norm(values, axis=1)[:, None]
+    return values
 
 
 class Party:
     """A client and a server that do what they should, with a full block of items."""
 
-    def __init__(self, parameters: Parameters, ring: Ring, items: int | None = None) -> None:
-        self.layout = SessionLayout(parameters, items or parameters.degree, DIMENSIONS)
+    def __init__(
+        self, parameters: Parameters, ring: Ring, items: int | None = None, dimensions: int = DIMENSIONS
+    ) -> None:
+        self.layout = SessionLayout(parameters, items or parameters.degree, dimensions)
         self.offer = Offer(self.layout, 1.0, b"m" * 32)
-        self.items = unit_rows(self.layout.items, 1)
+        self.items = unit_rows(self.layout.items, 1, dimensions)
         self.compute = Compute(self.layout)
         block = self.layout.block_items
         self.index = np.stack(
@@ -175,18 +181,52 @@ def test_exact_scores_hold_no_error_but_the_decrypted_polynomial_does(exact: Par
     np.testing.assert_allclose(np.array(released.scores) * 220**2, quantised[best], rtol=0, atol=1e-6)
 
 
-def test_failed_decryptions_of_the_exact_set_are_far_away(exact: Party) -> None:
-    """The deviation that the argument in release.py states, measured; 1/2 is a failure."""
+@pytest.mark.parametrize("dimensions", [DIMENSIONS, MAX_DIMENSIONS])
+def test_honest_answers_of_the_exact_set_stay_away_from_the_margin(dimensions: int) -> None:
+    """The deviation that the argument in release.py rests on, measured, and nothing far beyond it; all are released."""
+    party = Party(EXACT, MemoryRing(), dimensions=dimensions)
     noise = []
-    for seed in range(6):
-        _, results, scores = exact.ask(unit_rows(1, 200 + seed)[0])
-        assert scores.origin is not None and scores.origin.margin < EXACT_MARGIN
-        numbers, bits = exact.keys.secret.decrypt(results, None)
+    for seed in range(10):
+        vector = unit_rows(1, 200 + seed, dimensions)[0]
+        _, results, scores = party.ask(vector)
+        assert release(scores, 3, party.ring).method == "exact"
+        quantised = np.rint(party.items * 220) @ np.rint(vector * 220)
+        np.testing.assert_allclose(np.asarray(scores, np.float64) * 220**2, quantised, rtol=0, atol=0.01)
+        numbers, bits = party.keys.secret.decrypt(results, None)
         scaled = numbers * (EXACT.plain_modulus / 2.0**bits)
         noise.append(scaled - np.rint(scaled))
-    deviation = float(np.std(noise))
-    assert 0.5 / deviation > 16, f"deviation {deviation}"
-    assert np.abs(noise).max() < 6 * deviation
+    expected = deviation.wrong(EXACT, party.layout.rotations, party.layout.padded)
+    assert 0.9 * expected < float(np.std(noise)) < 1.1 * expected
+    # 40,960 coefficients: one beyond six deviations has a chance of 1e-4, and 6.5 stay away from the margin
+    assert np.abs(noise).max() < 6.5 * expected < 0.6 * EXACT_MARGIN
+
+
+def test_every_layout_has_room_for_the_usual_number_of_exact_releases() -> None:
+    """The figures that release.py states, for every number of dimensions that makes a difference."""
+    worst = -math.inf
+    for items in (1, 4096, 4097, 100_000, 1_000_000, MAX_ITEMS):
+        for power in range(11):
+            layout = SessionLayout(EXACT, items, 1 << power)
+            worst = max(worst, deviation.log2_reached(layout, EXACT_MARGIN))
+            assert deviation.log2_reached(layout, 1 - EXACT_MARGIN) < -60
+    assert worst <= -42
+    assert worst + math.log2(EXACT_RELEASES) <= -30
+
+
+def test_more_exact_releases_than_a_layout_has_room_for_are_refused(exact: Party) -> None:
+    _, _, scores = exact.ask(unit_rows(1, 5)[0])
+    origin = scores.origin
+    assert origin is not None
+    wide = Offer(SessionLayout(EXACT, MAX_ITEMS, 256), 1.0, b"m" * 32)
+    claimed = Scores(Origin(wide, origin.key_id, 1.0, origin.unit_error, origin.margin, np.zeros(MAX_ITEMS)))
+    with pytest.raises(PolicyError, match="65536 releases of 977 results"):
+        release(claimed, 3, exact.ring, limit=1 << 16)
+    exact.ring.rotate(EXACT)
+    exact.renew()
+    _, _, scores = exact.ask(unit_rows(1, 5)[0])
+    assert release(scores, 3, exact.ring, limit=1 << 16).releases_left == (1 << 16) - 1
+    exact.ring.rotate(EXACT)
+    exact.renew()
 
 
 def test_the_error_is_as_small_as_the_argument_says(fast: Party) -> None:
@@ -262,7 +302,7 @@ def test_exact_scores_close_to_a_failure_are_not_released(exact: Party) -> None:
     _, _, scores = exact.ask(unit_rows(1, 5)[0])
     good = scores.origin
     assert good is not None
-    bad = Scores(Origin(good.offer, good.key_id, good.scale, good.unit_error, 0.3, good.unit_scores))
+    bad = Scores(Origin(good.offer, good.key_id, good.scale, good.unit_error, 0.47, good.unit_scores))
     with pytest.raises(CiphertextError):
         release(bad, 3, exact.ring)
 

@@ -74,6 +74,18 @@ def test_dither_leaves_nothing_unencoded_and_zero_alone() -> None:
     assert abs(errors.mean(axis=0)).max() <= 6 * 0.5 / np.sqrt(400)
 
 
+def test_lifts_of_exact_items_are_the_same_plaintext_and_have_mean_zero() -> None:
+    codec, t = slot_codec(EXACT), EXACT.plain_modulus
+    generator = np.random.default_rng(2)
+    assert not codec.encode_items(np.zeros((3, 2, 2048)), generator).any()
+    row = generator.normal(size=(2, 2048)) / 8
+    lifts = np.stack([codec.encode_items(row, generator) for _ in range(400)])
+    assert (np.mod(lifts, t) == np.mod(lifts[0], t)).all() and abs(lifts).max() < t
+    # t^2 f(1 - f), a quarter of t^2 at most; coefficients uniform modulo t have a sixth on average
+    assert abs(lifts.mean(axis=0)).max() < 6 * t / 2 / np.sqrt(400)
+    assert lifts.var() == pytest.approx(t**2 / 6, rel=0.05)
+
+
 def test_quantised_inner_products_stay_below_half_of_the_plain_modulus() -> None:
     assert EXACT.plain_modulus / 2 > (Bfv.LEVELS + 16) ** 2
     codec = slot_codec(EXACT)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from he_inference.encoding.deviation import stated_error
 from he_inference.engine.history import HistoryCompute, HistoryEngine, encode_fold_in
 from he_inference.index.build import build
 from he_inference.index.encode import encoded
@@ -137,7 +138,7 @@ def test_errors_are_as_stated(trial: Trial) -> None:
         user[-3] += 1.0
         outputs = trial.outputs(trial.answer([trial.query(history)[0]])[0])
         error = layout.parted(outputs - trial.made.rows @ user)[0]
-        stated = tower.output_error(HISTORY, float(np.linalg.norm(user)))
+        stated = stated_error(layout, float(np.linalg.norm(user)))
         assert stated / 30.0 < error.std() < stated / 7.0
 
 
@@ -179,7 +180,8 @@ def test_clients_with_keys_of_their_own(trial: Trial) -> None:
 def test_the_index_writer_encodes_the_same_blocks(trial: Trial) -> None:
     layout = trial.made.layout
     np.testing.assert_array_equal(encoded(layout.output, part(trial.made.rows, 0), 0), trial.index[0])
-    np.testing.assert_array_equal(encoded(layout.fold_in, trial.made.fold_in, 0), trial.compute._fold_in[0])
+    first = encode_fold_in(layout, layout.fold_in_polynomials(part(trial.made.fold_in, 0), 0))
+    np.testing.assert_array_equal(encoded(layout.fold_in, trial.made.fold_in, 0), first)
 
 
 def test_index_files(trial: Trial, tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_hostile_messages(trial: Trial) -> None:
 
 def test_a_fold_in_part_of_another_layout_is_refused(trial: Trial) -> None:
     with pytest.raises(ValueError, match="fold-in part"):
-        HistoryCompute(HistoryLayout(HISTORY, 60, 8, 1), trial.compute._fold_in[:, :, :, :4])
+        HistoryCompute(HistoryLayout(HISTORY, 60, 8, 1), np.zeros((1, *trial.compute.fold_in_shape[:3], 4), np.uint32))
 
 
 def test_several_ciphertexts_and_blocks() -> None:

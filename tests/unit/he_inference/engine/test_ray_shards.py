@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from he_inference.engine.ray_shards import RayCluster, RaySettings
+from he_inference.engine.ray_cluster import RayCluster
+from he_inference.engine.ray_settings import RaySettings
 from veil.errors import ConfigError
 
 
@@ -37,6 +38,6 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_module_is_imported_without_ray_or_a_compiler() -> None:
-    program = "import sys, he_inference.engine.ray_shards; print('ray' in sys.modules, 'numba' in sys.modules)"
+    program = "import sys, he_inference.engine.ray_cluster; print('ray' in sys.modules, 'numba' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.split() == ["False", "False"]

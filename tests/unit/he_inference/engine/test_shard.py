@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from he_inference import messages, parameters
+from he_inference import parameters
 from he_inference.engine.local import LocalEngine
 from he_inference.engine.shard import (
     KEY_SLOTS,
@@ -26,6 +26,7 @@ from he_inference.index.store import Index
 from he_inference.layouts.keyless import KeylessLayout
 from he_inference.layouts.seam import Layout
 from he_inference.layouts.session import SessionLayout
+from tests.unit.he_inference.engine.random_messages import a_query, some_keys
 from veil.errors import ArtifactError, CiphertextError, ProtocolMismatch, StateError, WireError
 
 SESSION = SessionLayout(parameters.FAST, 9000, 4)  # three blocks
@@ -37,24 +38,6 @@ def written(path: Path, layout: Layout, seed: int = 0) -> Path:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     build(path, layout, rows, item_norm=1.0, model_digest=bytes(32), item_ids_digest=bytes(32))
     return path
-
-
-def residues(primes: tuple[int, ...], rows: int, degree: int, seed: int) -> np.ndarray:
-    source = np.random.default_rng(seed)
-    return np.stack([source.integers(0, prime, (rows, degree), np.uint32) for prime in primes], axis=1)
-
-
-def a_query(layout: Layout, seed: int) -> bytes:
-    """Any residues: arithmetic does not know what a ciphertext is."""
-    chosen = layout.parameters
-    half = residues(chosen.data_primes, layout.query_ciphertexts, chosen.degree, seed)
-    return messages.write_query(chosen, seed.to_bytes(32, "big"), half)
-
-
-def some_keys(layout: Layout, seed: int) -> bytes:
-    chosen = layout.parameters
-    half = residues(chosen.primes, len(layout.galois_elements), chosen.degree, seed)
-    return messages.write_keys(chosen, seed.to_bytes(32, "big"), half)
 
 
 def shards(path: Path, count: int) -> list[tuple[Part, Shard]]:

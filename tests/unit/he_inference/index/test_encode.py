@@ -18,7 +18,7 @@ from he_inference.ring import accumulate
 FROZEN = {
     ("session", "fast", 5000, 12, 0): "ceb4d206cd86627196b774bab28ccd6c01e92d92ef113f519d1fd9415823d180",
     ("session", "pq", 100, 3, 0): "209711961a88cc740f2f3077220b78d86a2c4a240e6d1d90775f515d914dda0f",
-    ("session", "exact", 100, 8, 0): "2f348e944e4047d21020147881613bf82561b019aaa54c95c05541b4d3cbf511",
+    ("session", "exact", 100, 8, 0): "cc868b45e2c5c46b8c1ea8a8115db6d671c41d1aad08eb73bbed36cd1c2cd575",
     ("keyless", "keyless", 3000, 10, 2): "63a941e73535c6199d5ccd5bc567c6ff54478d786f984e6ba43116739ed7844e",
     ("keyless", "keyless-small", 70, 65, 64): "2933d7028c83cb0b3e23c0aaa5c357ddd463647195065edbc4f1c0d3c66f92a1",
 }

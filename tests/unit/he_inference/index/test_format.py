@@ -217,10 +217,14 @@ def test_blocks_in_another_order_are_refused(make: Make, tmp_path: Path) -> None
     refused(tmp_path, data[:start] + data[start + size :] + data[start : start + size], "2 damaged blocks")
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, files.VERSION - 1, files.VERSION + 1, 2**32 - 1])
 def test_another_format_is_refused_by_name(make: Make, tmp_path: Path, version: int) -> None:
     data = make(random_rows(40)).read_bytes()
-    refused(tmp_path, data[:8] + struct.pack("<I", version) + data[12:], f"format {version}, expected format 1")
+    refused(
+        tmp_path,
+        data[:8] + struct.pack("<I", version) + data[12:],
+        f"format {version}, expected format {files.VERSION}",
+    )
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_baby_steps_follow_the_cost_of_rotations() -> None:
     assert SessionLayout(FAST, 4096, 128).rotations == 8
     assert SessionLayout(FAST, 1_000_000, 128).rotations == 64
     assert SessionLayout(EXACT, 1_000_000, 128).rotations == 32
+    assert SessionLayout(EXACT, 1, 1024).rotations == SessionLayout(EXACT, 1_000_000, 1024).rotations == 8
     for items in (1, 4096, 100_000, 1_000_000):
         for dimensions in (1, 5, 64, 1024):
             layout = SessionLayout(FAST, items, dimensions)

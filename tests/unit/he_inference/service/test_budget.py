@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -117,6 +118,107 @@ def test_the_same_request_counts_once_and_is_answered_even_when_the_budget_is_sp
         # to another client or of another model it is another request
         assert budget.spend(OTHER, MODEL, D, request) == 31
         assert budget.spend(APP, NEXT, D, request) == 31
+
+
+def test_a_repetition_after_a_restart_counts_once(path: Path) -> None:
+    requests = [fresh() for _ in range(5)]
+    with QueryBudget(path, BudgetSettings()) as budget:
+        assert [budget.spend(APP, MODEL, D, request) for request in requests] == [31, 30, 29, 28, 27]
+    for _ in range(3):
+        with QueryBudget(path, BudgetSettings()) as budget:
+            assert [budget.spend(APP, MODEL, D, request) for request in requests] == [27] * 5
+            # of another client or model it is another request still
+            assert budget.left(OTHER, MODEL, D) == budget.left(APP, NEXT, D) == 32
+    with QueryBudget(path, BudgetSettings()) as budget:
+        assert use_up(budget) == 27
+        assert budget.spend(APP, MODEL, D, requests[0]) == 0
+
+
+_ONE_SPENDER = """
+import sys, time
+from pathlib import Path
+from he_inference.service.access import Client
+from he_inference.service.budget import BudgetSettings, QueryBudget
+budget = QueryBudget(Path(sys.argv[1]), BudgetSettings(queries_per_dimension=8))
+for number in range(int(sys.argv[2])):
+    budget.spend(Client("token/app1"), bytes([1]) * 32, 64, bytes([number]) * 32)
+sys.stdout.write("x")
+sys.stdout.flush()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("queries", [1, 2, 33, 40])
+def test_a_repetition_after_kill_9_counts_once(path: Path, queries: int) -> None:
+    """Of a first query of a step, which is written with the count, and of later ones, which are written alone."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _ONE_SPENDER, str(path), str(queries)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"
+        process.kill()
+    with QueryBudget(path, BudgetSettings(queries_per_dimension=8)) as budget:
+        left = budget.left(APP, MODEL, D)
+        # steps of 32: what the killed process had counted ahead is gone, nothing else
+        assert left == 512 - 32 * -(-queries // 32)
+        for _ in range(2):
+            assert {budget.spend(APP, MODEL, D, bytes([number]) * 32) for number in range(queries)} == {left}
+        assert budget.spend(APP, MODEL, D, fresh()) == left - 1
+
+
+def test_a_repetition_at_another_process_counts_once(path: Path) -> None:
+    first, second = (QueryBudget(path, BudgetSettings()) for _ in range(2))
+    request = fresh()
+    # the step of two is the first one's
+    assert first.spend(APP, MODEL, D, request) == 31
+    assert second.spend(APP, MODEL, D, request) == 30
+    assert first.left(APP, MODEL, D) == 31
+    first.close()
+    second.close()
+
+
+def test_a_query_that_cannot_be_remembered_is_neither_counted_nor_answered(path: Path) -> None:
+    with QueryBudget(path, BudgetSettings()) as budget:
+        refuse = "CREATE TRIGGER full BEFORE INSERT ON asked BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        budget._connection.execute(refuse)
+        with pytest.raises(StateError):
+            budget.spend(APP, MODEL, D, fresh())
+        assert budget.left(APP, MODEL, D) == 32
+        budget._connection.execute("DROP TRIGGER full")
+        budget.spend(APP, MODEL, D, fresh())
+        budget._connection.execute(refuse)
+        # this one was counted ahead, and stays to be had
+        with pytest.raises(StateError) as caught:
+            budget.spend(APP, MODEL, D, fresh())
+        assert "disk" not in str(caught.value)
+        assert budget.left(APP, MODEL, D) == 31
+        budget._connection.execute("DROP TRIGGER full")
+        assert use_up(budget) == 31
+
+
+def test_neither_ids_nor_clients_are_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    request = request_digest(b"0123456789abcdef", b"o" * 32, b"", b"query")
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(2):
+            budget = QueryBudget(path, BudgetSettings(queries_per_dimension=16))
+            budget.spend(APP, MODEL, D, request)
+            budget._connection.execute("DROP TABLE spent")
+            with pytest.raises(StateError) as caught:
+                budget.spend(APP, NEXT, D, request)
+            budget.close()
+    said = caplog.text + str(caught.value)
+    assert "could not be given back" in said
+    for secret in (
+        request.hex(),
+        request.hex()[:8],
+        "0123456789abcdef",
+        b"0123456789abcdef".hex(),
+        "app1",
+        repr(request),
+    ):
+        assert secret not in said
+    # nor can the id be read off the file
+    assert all(b"0123456789abcdef" not in file.read_bytes() for file in path.parent.iterdir())
 
 
 def test_one_request_id_does_not_pay_for_two_queries() -> None:
@@ -236,7 +338,7 @@ def test_kill_9_can_only_count_too_much(path: Path) -> None:
 def test_several_processes_share_one_budget(path: Path) -> None:
     first, second = (QueryBudget(path, BudgetSettings()) for _ in range(2))
     answered = 0
-    spent = set()
+    spent: set[QueryBudget] = set()
     while len(spent) < 2:
         for budget in (first, second):
             try:
@@ -265,7 +367,7 @@ def test_threads_that_ask_at_once_get_no_more_than_there_is(path: Path) -> None:
     st.lists(
         st.one_of(
             st.sampled_from(["restart", "kill"]),
-            st.tuples(st.sampled_from([APP, OTHER]), st.integers(0, 12)),
+            st.tuples(st.sampled_from([APP, OTHER]), st.integers(0, 40)),
             st.floats(0, 0.6).map(lambda days: days * DAY_S),
         ),
         max_size=60,
@@ -277,29 +379,36 @@ def test_in_any_order_no_window_has_more_answers_than_the_budget(tmp_path: Path,
     clock = Clock()
     chosen = BudgetSettings(queries_per_dimension=0.5, window_days=1)
     budget = QueryBudget(path, chosen, clock=clock)
-    answers: dict[Client, list[tuple[float, bytes]]] = {APP: [], OTHER: []}
+    # when each was answered first
+    answers: dict[Client, dict[bytes, float]] = {APP: {}, OTHER: {}}
     for happening in happenings:
         if isinstance(happening, float):
             clock.now += happening
         elif isinstance(happening, tuple):
             client, number = happening
             request = bytes([number]) * 32
+            known = request in answers[client]
+            left = budget.left(client, MODEL, 16)
+            assert left is not None
             try:
                 budget.spend(client, MODEL, 16, request)
-                answers[client].append((clock.now, request))
             except QueryBudgetError:
-                pass
+                assert not known and left == 0
+                continue
+            # whatever happened between the two, the second time costs nothing
+            assert budget.left(client, MODEL, 16) == left - (not known)
+            answers[client].setdefault(request, clock.now)
         elif happening == "restart":
             budget.close()
             budget = QueryBudget(path, chosen, clock=clock)
         else:
             # nothing is given back: as if the process had been killed
             budget = QueryBudget(path, chosen, clock=clock)
-    for given_answers in answers.values():
-        for start, _ in given_answers:
+    for times in answers.values():
+        for start in times.values():
             # any span of a window's length meets two windows at most
-            different = {request for at, request in given_answers if start <= at < start + DAY_S}
-            assert len(different) <= 2 * chosen.queries(APP.account, 16)
+            within = [at for at in times.values() if start <= at < start + DAY_S]
+            assert len(within) <= 2 * chosen.queries(APP.account, 16)
     budget.close()
 
 

@@ -35,6 +35,19 @@ def test_every_key_of_the_sections_is_documented() -> None:
     for name in ("load", "keys", "reload", "access", "limits", "metrics"):
         for key in getattr(load(EXAMPLE), name).__class__.model_fields:
             assert f"{key} = " in text, f"{name}.{key}"
+    for name in ("cuda", "ray"):
+        section = text.partition(f"[engine.{name}]")[2].partition("\n[")[0]
+        for key in getattr(load(EXAMPLE).engine, name).__class__.model_fields:
+            assert f"\n{key} = " in section, f"engine.{name}.{key}"
+
+
+def test_an_engine_is_chosen_by_its_kind() -> None:
+    for kind, device, ray in (("process", None, False), ("cuda", 2, False), ("ray", None, True)):
+        engine = check(
+            {**NEEDED, "engine": {"kind": kind, "cuda": {"device": 2}}}, EXAMPLE.parent, source="test"
+        ).engine
+        assert (engine.cuda_device, engine.ray_fields is not None) == (device, ray)
+    assert check({**NEEDED, "engine": {"kind": "cuda"}}, EXAMPLE.parent, source="test").engine.cuda_device == 0
 
 
 @pytest.mark.parametrize(
@@ -60,6 +73,10 @@ def test_every_key_of_the_sections_is_documented() -> None:
         ({"keys": {"lifetime_days": 0}}, "keys.lifetime_days"),
         ({"reload": {"grace_s": -1}}, "reload.grace_s"),
         ({"access": {"tokens": "t.json"}}, "token_listen"),
+        ({"engine": {"kind": "cpu"}}, "engine.kind"),
+        ({"engine": {"kind": "cuda:0"}}, "engine.kind"),
+        ({"engine": {"cuda": {"device": "cpu"}}}, "engine.cuda.device"),
+        ({"engine": {"cuda": {"device": -1}}}, "engine.cuda.device"),
         ({"audiences": [AUDIENCE, {**AUDIENCE, "name": "others", "index": "o.index"}]}, "token/app"),
         ({"log": "xml"}, "log"),
         ({"insecure": True}, "insecure"),

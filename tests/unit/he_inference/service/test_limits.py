@@ -38,6 +38,14 @@ def passes(limiter: Limiter, client: Client = APP) -> bool:
         return False
 
 
+def looks_up(limiter: Limiter, client: Client = APP) -> bool:
+    try:
+        limiter.lookup(client)
+    except LimitError:
+        return False
+    return True
+
+
 def test_a_burst_then_the_rate() -> None:
     clock = Clock()
     limiter = Limiter(settings(), clock=clock)
@@ -80,6 +88,65 @@ def test_a_refused_client_takes_nothing_from_the_whole() -> None:
     for _ in range(50):
         passes(limiter, APP)
     assert passes(limiter, OTHER)
+
+
+def test_look_ups_have_a_burst_and_a_rate_of_their_own() -> None:
+    clock = Clock()
+    limiter = Limiter(settings(lookup_rate_s=0.5, lookup_burst=4), clock=clock)
+    assert [looks_up(limiter) for _ in range(6)] == [True] * 4 + [False] * 2
+    with pytest.raises(LimitError, match=r"0\.5 look-ups a second of one client") as caught:
+        limiter.lookup(APP)
+    assert caught.value.retry_after_s == pytest.approx(2.0) and caught.value.code == "LIMIT"
+    assert "app1" not in str(caught.value)
+    # nobody else's, and neither queries nor streams of the same client
+    assert looks_up(limiter, OTHER)
+    assert [passes(limiter) for _ in range(4)] == [True, True, True, False]
+    with limiter.stream(APP):
+        pass
+    # nor do queries that are refused take a look-up
+    clock.now += 2.0
+    assert [looks_up(limiter) for _ in range(2)] == [True, False]
+
+
+def test_waiting_as_long_as_is_said_is_enough_for_a_look_up() -> None:
+    clock = Clock()
+    limiter = Limiter(settings(lookup_rate_s=7.0, lookup_burst=1), clock=clock)
+    for _ in range(1000):
+        assert looks_up(limiter)
+        with pytest.raises(LimitError) as caught:
+            limiter.lookup(APP)
+        assert caught.value.retry_after_s is not None
+        clock.now += caught.value.retry_after_s
+
+
+def test_clients_that_only_look_up_are_bounded_and_not_forgotten_early() -> None:
+    clock = Clock()
+    limiter = Limiter(settings(most_clients=10, lookup_rate_s=0.1, lookup_burst=2), clock=clock)
+    for number in range(10):
+        assert looks_up(limiter, Client(f"token/c{number}"))
+    # the buckets of queries are full, those of look-ups are not: nobody is forgotten, a stranger waits
+    with pytest.raises(LimitError, match="more than 10 clients") as caught:
+        limiter.lookup(Client("token/more"))
+    assert caught.value.retry_after_s == 20.0
+    assert [looks_up(limiter, Client("token/c3")) for _ in range(2)] == [True, False]
+    clock.now += 20.0
+    for number in range(200):
+        clock.now += 10.0
+        assert looks_up(limiter, Client(f"token/d{number}"))
+        assert len(limiter) <= 10
+
+
+def test_threads_share_one_burst_of_look_ups() -> None:
+    limiter = Limiter(settings(lookup_burst=50), clock=Clock())
+    counted: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: counted.append(sum(looks_up(limiter) for _ in range(30)))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counted) == 50
 
 
 def test_running_queries_and_streams_are_counted_apart_and_end() -> None:

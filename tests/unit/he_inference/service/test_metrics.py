@@ -8,9 +8,10 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from he_inference.layouts.history import HistoryLayout
 from he_inference.layouts.keyless import KeylessLayout
 from he_inference.layouts.session import SessionLayout
-from he_inference.parameters import EXACT, FAST, KEYLESS, PQ
+from he_inference.parameters import EXACT, FAST, HISTORY, KEYLESS, PQ
 from he_inference.service.metrics import OUTCOMES, STAGES, CanaryMetrics, Metrics, outcome_of
 from veil.errors import BudgetError, ConfigError, LimitError, PeerLost, QueryBudgetError
 
@@ -43,8 +44,12 @@ def test_everything_that_happens_is_read_back_over_http() -> None:
         metrics.answered(items=4096, response_bytes=32768, query_bytes=30000)
         metrics.outcome("OK")
         metrics.outcome(outcome_of(QueryBudgetError("spent")))
+        metrics.looked_up("OK")
+        metrics.looked_up(outcome_of(LimitError("too fast")))
         metrics.worker_restarted()
-        metrics.offers([SessionLayout(FAST, 4096, 128), KeylessLayout(KEYLESS, 4096, 64, 8)])
+        metrics.offers(
+            [SessionLayout(FAST, 4096, 128), KeylessLayout(KEYLESS, 4096, 64, 8), HistoryLayout(HISTORY, 3706, 128)]
+        )
         found = read(endpoint.address)
     assert found["veil_scoring_stage_seconds_count{stage=queue}"] == 1
     assert found["veil_scoring_stage_seconds_sum{stage=queue}"] == pytest.approx(0.002)
@@ -60,9 +65,13 @@ def test_everything_that_happens_is_read_back_over_http() -> None:
     assert found["veil_scoring_response_bytes_total{}"] == 32768
     assert found["veil_scoring_queries_total{code=OK}"] == 1
     assert found["veil_scoring_queries_total{code=QUERY_BUDGET}"] == 1
+    assert found["veil_scoring_lookups_total{code=OK}"] == found["veil_scoring_lookups_total{code=LIMIT}"] == 1
+    assert found["veil_scoring_lookups_total{code=INTERNAL}"] == 0
     assert found["veil_scoring_worker_restarts_total{}"] == 1
     assert found["veil_scoring_noise_margin_bits{layout=session,limit=modulus,parameters=fast}"] > 0
     assert found["veil_scoring_noise_margin_bits{layout=keyless,limit=bound,parameters=keyless}"] > 0
+    for limit in ("modulus", "bound"):
+        assert found[f"veil_scoring_noise_margin_bits{{layout=history,limit={limit},parameters=history}}"] > 0
 
 
 def test_the_number_of_series_does_not_grow_with_what_callers_do() -> None:
@@ -71,6 +80,7 @@ def test_the_number_of_series_does_not_grow_with_what_callers_do() -> None:
         before = set(read(endpoint.address))
         for number in range(300):
             metrics.outcome(f"client-{number}")
+            metrics.looked_up(f"client-{number}")
             metrics.outcome(OUTCOMES[number % len(OUTCOMES)])
             metrics.stage_took(STAGES[number % 4], number)
             metrics.answered(number, number, number)

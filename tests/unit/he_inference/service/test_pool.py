@@ -19,10 +19,11 @@ from he_inference.layouts.catalogue import layout_of
 from he_inference.parameters import FAST, KEYLESS
 from he_inference.service import frames
 from he_inference.service.pool import WorkerPool
-from he_inference.service.process import IndexFile, Setting
+from he_inference.service.process import IndexFile, Process
+from he_inference.service.setting import Setting
 from he_inference.service.tickets import Late, Scores, most_together
 from tests.unit.he_inference.serving import Asker, make_index, unit_rows, until
-from veil.errors import CiphertextError, LimitError, PeerLost, StateError
+from veil.errors import CiphertextError, ConfigError, LimitError, PeerLost, StateError
 
 ITEMS, DIMENSIONS = 50, 8
 SESSION = layout_of("session", FAST, ITEMS, DIMENSIONS)
@@ -322,6 +323,23 @@ def test_an_index_that_cannot_be_served_leaves_the_present_ones(
     damaged.close()
     assert pool.pids == before
     moved(session, pool).ask()
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, ConfigError("no device")])
+def test_a_start_that_does_not_come_about_leaves_no_process(
+    reason: type[BaseException] | BaseException, files: list[IndexFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def interrupted(self: Process) -> None:
+        started.append(self.pid)
+        raise reason
+
+    monkeypatch.setattr(Process, "start", interrupted)
+    with WorkerPool(setting=ONE_THREAD) as pool, pytest.raises((KeyboardInterrupt, ConfigError)):
+        pool.serve(files)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
 
 
 def test_closing_ends_the_process_and_what_waits(files: list[IndexFile], session: Asker) -> None:
