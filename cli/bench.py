@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.bench_mpc import mpc, mpc_all
 from cli.bench_privacy import privacy, privacy_all
+from cli.bench_psi import psi
 from cli.bench_score import score, score_all
 
 app = typer.Typer(no_args_is_help=True, help="Timings as ratios, measured side by side in one run.")
@@ -18,6 +20,9 @@ app.command()(score)
 app.command(name="score-all")(score_all)
 app.command()(privacy)
 app.command(name="privacy-all")(privacy_all)
+app.command()(mpc)
+app.command(name="mpc-all")(mpc_all)
+app.command()(psi)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
@@ -55,7 +60,7 @@ def train(
 def everything(
     out: Annotated[Path, typer.Option(help="Folder for one JSON file a case.")] = Path("out/bench"),
 ) -> None:
-    """Every case of docs/benchmarks.md that is a timing, but those of scoring, which `veil bench score-all` has.
+    """Every case of docs/benchmarks.md that is a timing, but those that `score-all` and `mpc-all` have.
 
     Example: veil bench all --out out/bench
     """
