@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from veil.errors import StateError
 from veil.mpc.seat import Seat
 
 if TYPE_CHECKING:
+    from veil.mpc.engine.correlations import Correlations
     from veil.mpc.engine.items import EngineItem
+    from veil.mpc.engine.plan import Plan
 
 _FEATURE_BITS = 16
 _VELOCITY_BITS = 12
@@ -30,7 +35,6 @@ def epoch(seat: Seat) -> dict[str, Any]:
 def _descend(seat: Seat, *, ahead: bool) -> dict[str, Any]:
     from veil.mpc.engine.engine import Engine
     from veil.mpc.engine.plan import plan
-    from veil.mpc.engine.pool import PooledCorrelations
     from veil.trainers.columns.logistic import Logistic
 
     program = Logistic(*_sizes(seat))
@@ -43,15 +47,11 @@ def _descend(seat: Seat, *, ahead: bool) -> dict[str, Any]:
         engine.combine(descending.weights())
 
     planned = plan(everything, seat.rank, seat.parties)
-    if seat.seed is None:
-        raise StateError("got no dealer, expected one")
-    own, result = _own(seat), dict[str, Any]()
-    with PooledCorrelations(seat.rank, seat.parties, seat.seed, _fetch(seat), planned.items) as pool:
-        started = time.perf_counter()
-        if ahead:
-            pool.wait_full()
-        offline_ms = 1000 * (time.perf_counter() - started)
-        engine = Engine(seat.communicator, pool)
+    own = _own(seat)
+    made = {"dealer": _from_dealer, "he": _from_each_other}[seat.triples]
+    with ExitStack() as stack:
+        correlations, offline = made(seat, planned, ahead, stack)
+        engine = Engine(seat.communicator, correlations)
         engine.start()
         held: list[Any] = []
         prepared = seat.measure(lambda _: held.append(program.start(engine, own)), 1)
@@ -61,15 +61,44 @@ def _descend(seat: Seat, *, ahead: bool) -> dict[str, Any]:
         descending.restart()
         measured = seat.measure(descending.step, steps)
         weights = engine.combine(descending.weights())
-    result["weights"] = (weights.flatten().double() / 2.0**program.weight_bits).tolist()
     return {
         **measured.document(),
-        **result,
+        "weights": (weights.flatten().double() / 2.0**program.weight_bits).tolist(),
         "prepare_ms": prepared.total_ms,
         "prepare_bytes": prepared.bytes_sent,
-        "offline_ms": offline_ms / (steps + warmup) if ahead else 0.0,
-        "offline_bytes": planned.correction_bytes / (steps + warmup),
+        **{name: value / (steps + warmup) for name, value in offline.items()},
     }
+
+
+def _from_dealer(seat: Seat, planned: Plan, ahead: bool, stack: ExitStack) -> tuple[Correlations, dict[str, float]]:
+    from veil.mpc.engine.pool import PooledCorrelations
+
+    if seat.seed is None:
+        raise StateError("got no dealer, expected one")
+    pool = PooledCorrelations(seat.rank, seat.parties, seat.seed, _fetch(seat), planned.items)
+    started = time.perf_counter()
+    stack.enter_context(pool)
+    if ahead:
+        pool.wait_full()
+    offline_ms = 1000 * (time.perf_counter() - started) if ahead else 0.0
+    return pool, {"offline_ms": offline_ms, "offline_bytes": planned.correction_bytes}
+
+
+def _from_each_other(seat: Seat, planned: Plan, ahead: bool, stack: ExitStack) -> tuple[Correlations, dict[str, float]]:
+    """Made by the parties before anything else, kept in a file as in a job, taken from there."""
+    from veil.mpc.he.prepared import StoredCorrelations, prepare
+    from veil.mpc.he.store import Store
+
+    folder = stack.enter_context(TemporaryDirectory())
+    path = Path(folder) / "correlations"
+
+    def make(_: int) -> None:
+        prepare(seat.communicator, path, planned.items)
+
+    made = seat.measure(make, 1)
+    stored = StoredCorrelations(stack.enter_context(Store(path)))
+    stored.align(seat.communicator)
+    return stored, {"offline_ms": made.total_ms, "offline_bytes": made.bytes_sent}
 
 
 def _sizes(seat: Seat) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from veil.errors import InputError
 from veil.jobs.spec import Release
+from veil.mpc.transport import Payload
 
 SHAPE = (128, 128)
 SIGMA = 3
@@ -24,9 +25,9 @@ class Recorder:
         self.rank, self.world_size, self.meter = transport.rank, transport.world_size, transport.meter
         self.sent: list[tuple[int, bytes]] = []
 
-    def send(self, peer: int, payload: bytes | memoryview) -> None:
-        self.sent.append((peer, bytes(payload)))
-        self._transport.send(peer, payload)
+    def send(self, peer: int, *parts: Payload) -> None:
+        self.sent.append((peer, b"".join(parts)))
+        self._transport.send(peer, *parts)
 
     def recv(self, peer: int, timeout_s: float) -> bytes:
         return bytes(self._transport.recv(peer, timeout_s))

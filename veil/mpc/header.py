@@ -12,17 +12,22 @@ from __future__ import annotations
 import enum
 import math
 import struct
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from veil.errors import InputError, ProtocolMismatch
+from veil.mpc.transport import Payload
 
 _FIXED = struct.Struct("<4sBBBBQ")
 _MAGIC = b"VMT1"
 MAX_DIMENSIONS = 8
+_HEADERS = [struct.Struct(f"<4sBBBBQ{dimensions}Q") for dimensions in range(MAX_DIMENSIONS + 1)]
 
 
 class Operation(enum.IntEnum):
@@ -56,6 +61,7 @@ _DTYPES: dict[int, tuple[torch.dtype, str]] = {
     7: (torch.float64, "<f8"),
 }
 _NUMBER_OF = {dtype: number for number, (dtype, _) in _DTYPES.items()}
+_NUMPY_OF = {dtype: np.dtype(code) for dtype, code in _DTYPES.values()}
 _ITEM_BYTES = {dtype: np.dtype(code).itemsize for dtype, code in _DTYPES.values()}
 
 
@@ -75,28 +81,56 @@ class Header:
 
     def pack(self) -> bytes:
         """The header's bytes; raises `InputError` for a dtype or shape that cannot travel."""
-        number = _NUMBER_OF.get(self.dtype)
-        if number is None:
-            raise InputError(f"got dtype {self.dtype}, expected one of {', '.join(map(str, _NUMBER_OF))}")
-        if len(self.shape) > MAX_DIMENSIONS:
-            raise InputError(f"got {len(self.shape)} dimensions, expected at most {MAX_DIMENSIONS}")
-        fixed = _FIXED.pack(_MAGIC, self.operation, number, len(self.shape), 0, self.sequence)
-        return fixed + struct.pack(f"<{len(self.shape)}Q", *self.shape)
+        return pack_header(self.operation, self.sequence, self.dtype, self.shape)
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.operation.name.lower()} {dtype}{list(self.shape)} as message {self.sequence}"
 
 
+def pack_header(operation: Operation, sequence: int, dtype: torch.dtype, shape: Sequence[int]) -> bytes:
+    """The bytes of one header; raises `InputError` for a dtype or shape that cannot travel."""
+    number = _NUMBER_OF.get(dtype)
+    if number is None:
+        raise _cannot_travel(dtype)
+    if len(shape) > MAX_DIMENSIONS:
+        raise InputError(f"got {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}")
+    return _HEADERS[len(shape)].pack(_MAGIC, operation, number, len(shape), 0, sequence, *shape)
+
+
+def _cannot_travel(dtype: torch.dtype) -> InputError:
+    return InputError(f"got dtype {dtype}, expected one of {', '.join(map(str, _NUMBER_OF))}")
+
+
+class Packed(NamedTuple):
+    """A tensor as it travels, apart from its header; `array` and `data` are the tensor's memory where they can be."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    array: np.ndarray[Any, Any]
+    """The elements in one dimension."""
+    data: memoryview
+    """Their bytes."""
+
+
+def packed(tensor: Tensor) -> Packed:
+    """Dtype, shape and data of a tensor, to be sent to any number of peers; raises `InputError` as `pack_header`."""
+    if tensor.dtype not in _NUMBER_OF:
+        raise _cannot_travel(tensor.dtype)
+    array = tensor.detach().cpu().contiguous().numpy().reshape(-1)
+    wire = array
+    if sys.byteorder != "little":
+        wire = array.astype(_NUMPY_OF[tensor.dtype], copy=False)
+    return Packed(tensor.dtype, tuple(tensor.shape), array, wire.view(np.uint8).data)
+
+
 def pack(operation: Operation, sequence: int, tensor: Tensor) -> bytes:
     """Header and data of one tensor."""
-    tensor = tensor.detach().cpu().contiguous()
-    header = Header(operation, sequence, tensor.dtype, tuple(tensor.shape)).pack()
-    code = _DTYPES[_NUMBER_OF[tensor.dtype]][1]
-    return b"".join((header, tensor.numpy().astype(code, copy=False).tobytes()))
+    head = pack_header(operation, sequence, tensor.dtype, tuple(tensor.shape))
+    return b"".join((head, packed(tensor).data))
 
 
-def unpack(message: bytes, peer: str) -> tuple[Header, memoryview]:
+def unpack(message: Payload, peer: str) -> tuple[Header, memoryview]:
     """Header and data; raises `ProtocolMismatch` naming `peer` when they do not fit together."""
 
     def wrong(got: str, expected: str) -> ProtocolMismatch:
@@ -120,10 +154,19 @@ def unpack(message: bytes, peer: str) -> tuple[Header, memoryview]:
     return header, data
 
 
+def to_array(dtype: torch.dtype, data: memoryview) -> np.ndarray[Any, Any]:
+    """The elements in `data`, whose size has been checked, in one dimension; a view, not to be written to."""
+    array: np.ndarray[Any, Any] = np.frombuffer(data, dtype=_NUMPY_OF[dtype])
+    if dtype is torch.bool:
+        array = np.not_equal(array.view(np.uint8), 0)  # whatever a peer sends for true
+    if sys.byteorder != "little":
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
+
+
 def to_tensor(header: Header, data: memoryview) -> Tensor:
-    """A tensor of its own memory from checked header and data."""
-    code = _DTYPES[_NUMBER_OF[header.dtype]][1]
-    array = np.frombuffer(data, dtype=code).copy()
-    if header.dtype is torch.bool:
-        array = np.frombuffer(data, dtype=np.uint8) != 0
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False)).reshape(header.shape)
+    """A tensor of its own memory from checked header and data; takes over the memory of `data` where it can."""
+    array = to_array(header.dtype, data)
+    if not (array.flags.writeable and array.flags.aligned):
+        array = array.copy()
+    return torch.from_numpy(array).reshape(header.shape)

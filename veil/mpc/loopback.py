@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from veil.errors import PeerLost
 from veil.mpc.link import Inbox, Outbox
-from veil.mpc.transport import MAX_MESSAGE_BYTES, QUEUE_LIMIT_BYTES, Meter
+from veil.mpc.transport import MAX_MESSAGE_BYTES, QUEUE_LIMIT_BYTES, Meter, Payload
 
 _LENGTH = struct.Struct("<I")
 
@@ -27,16 +29,19 @@ class LoopbackTransport:
         self.meter = Meter()
         self._inboxes = inboxes  # (from, to) -> what `from` has sent to `to`
 
-    def send(self, peer: int, payload: bytes | memoryview) -> None:
-        message = bytes(payload)
+    def send(self, peer: int, *parts: Payload) -> None:
+        message = b"".join(parts)
         if not self._inboxes[self.rank, peer].put(message):
             raise PeerLost(f"the connection to rank {peer} has ended", culprits=(f"rank-{peer}",))
         self.meter.sent(peer, len(message))
 
-    def recv(self, peer: int, timeout_s: float) -> bytes:
+    def recv(self, peer: int, timeout_s: float) -> Payload:
         message = self._inboxes[peer, self.rank].get(timeout_s)
         self.meter.received(peer, len(message))
         return message
+
+    def listen(self, peer: int, arrived: Callable[[bool], None]) -> None:
+        self._inboxes[peer, self.rank].listen(arrived)
 
     def close(self) -> None:
         for (source, target), inbox in self._inboxes.items():
@@ -71,14 +76,18 @@ class SocketTransport:
             threading.Thread(target=self._read, args=(peer,), daemon=True).start()
             threading.Thread(target=self._write, args=(peer,), daemon=True).start()
 
-    def send(self, peer: int, payload: bytes | memoryview) -> None:
-        self._outboxes[peer].put(b"".join((_LENGTH.pack(len(payload)), payload)))
-        self.meter.sent(peer, len(payload))
+    def send(self, peer: int, *parts: Payload) -> None:
+        size_bytes = sum(len(part) for part in parts)
+        self._outboxes[peer].put(b"".join((_LENGTH.pack(size_bytes), *parts)))
+        self.meter.sent(peer, size_bytes)
 
-    def recv(self, peer: int, timeout_s: float) -> bytes:
+    def recv(self, peer: int, timeout_s: float) -> Payload:
         message = self._inboxes[peer].get(timeout_s)
         self.meter.received(peer, len(message))
         return message
+
+    def listen(self, peer: int, arrived: Callable[[bool], None]) -> None:
+        self._inboxes[peer].listen(arrived)
 
     def close(self) -> None:
         for outbox in self._outboxes.values():
@@ -92,7 +101,7 @@ class SocketTransport:
                 (size_bytes,) = _LENGTH.unpack(header)
                 if size_bytes > MAX_MESSAGE_BYTES:
                     break
-                if not self._inboxes[peer].put(bytes(read_exactly(self._sockets[peer], size_bytes))):
+                if not self._inboxes[peer].put(read_exactly(self._sockets[peer], size_bytes)):
                     break
         except OSError:
             pass  # told to the protocol thread below
@@ -101,8 +110,8 @@ class SocketTransport:
 
     def _write(self, peer: int) -> None:
         try:
-            for piece, _last in self._outboxes[peer].pieces():
-                self._sockets[peer].sendall(piece)
+            for message in self._outboxes[peer].messages():
+                self._sockets[peer].sendall(message)
             self._sockets[peer].shutdown(socket.SHUT_WR)
         except OSError:
             self._lost(peer)
@@ -121,18 +130,18 @@ class SocketTransport:
         self._outboxes[peer].close(error)
 
 
-def read_exactly(source: socket.socket, size_bytes: int) -> bytearray:
+def read_exactly(source: socket.socket, size_bytes: int) -> memoryview:
     """`size_bytes` bytes, or none at an orderly end before the first; raises `ConnectionError` at an end within."""
-    data = bytearray(size_bytes)
-    view, got = memoryview(data), 0
+    # memory that is not set to zero first, unlike a bytearray's
+    view, got = np.empty(size_bytes, dtype=np.uint8).data, 0
     while got < size_bytes:
         count = source.recv_into(view[got:])
         if count == 0:
             if got == 0:
-                return bytearray()
+                return view[:0]
             raise ConnectionError("the connection ended within a message")
         got += count
-    return data
+    return view
 
 
 def socket_pairs(world_size: int) -> list[dict[int, socket.socket]]:

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 
-from veil.errors import PeerLost, ProtocolMismatch, StateError
+from veil.errors import ProtocolMismatch, StateError
 from veil.identity.names import Identity, Role
-from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Pair
+from veil.mpc import mesh_frames
+from veil.mpc.mesh_outbox import Stream
+from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Outcome, Pair
 from veil.wire.channel import Service, caller
-from veil.wire.v1 import mesh_pb2, mesh_pb2_grpc
+from veil.wire.v1 import mesh_pb2
 
 SERVICE_NAME = "veil.wire.v1.MeshService"
 # Streams that one party may hold open at a server: one for each job, with room for ends and retries.
 _MOST_STREAMS = 4
+
+
+class Accepted(NamedTuple):
+    """A stream that a mesh has adopted, and the hello that answers the caller's."""
+
+    pair: Pair
+    stream: Stream
+    hello: mesh_pb2.MeshHello
 
 
 class JobMesh(Protocol):
@@ -30,16 +40,20 @@ class JobMesh(Protocol):
 
     job_id: str
 
-    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello) -> Pair:
-        """Checks a caller's hello and adopts its stream; raises `VeilError` to refuse it."""
+    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello, cancel: Callable[[], object]) -> Accepted:
+        """Checks a caller's hello and adopts its stream, which `cancel` ends; raises `VeilError` to refuse it."""
         ...
 
-    def hello(self) -> mesh_pb2.MeshHello:
-        """What this side states."""
+    def broke(self, pair: Pair, stream: Stream) -> None:
+        """The call of an accepted stream has ended, one way or another."""
+        ...
+
+    def await_return(self, pair: Pair) -> None:
+        """The stream of an accepted pair broke."""
         ...
 
 
-class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
+class MeshServicer:
     """Registered once at a daemon's server; hands each incoming stream to the mesh of its job."""
 
     def __init__(self) -> None:
@@ -49,9 +63,12 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
 
     def service(self) -> Service:
         """What `veil.wire.channel.serve` takes. Every stream occupies one of the server's workers while it lasts."""
+        # Bytes in, bytes out: frames are encoded once and read without copies (veil.mpc.mesh_frames).
+        exchange = grpc.stream_stream_rpc_method_handler(self.exchange)
+        handlers = grpc.method_handlers_generic_handler(SERVICE_NAME, {"Exchange": exchange})
         return Service(
             name=SERVICE_NAME,
-            add=lambda server: mesh_pb2_grpc.add_MeshServiceServicer_to_server(self, server),
+            add=lambda server: server.add_generic_rpc_handlers((handlers,)),
             roles=frozenset({Role.PARTY}),
         )
 
@@ -68,13 +85,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             if self._jobs.get(mesh.job_id) is mesh:
                 del self._jobs[mesh.job_id]
 
-    def Exchange(
-        self, request_iterator: Iterator[mesh_pb2.ExchangeRequest], context: grpc.ServicerContext
-    ) -> Iterator[mesh_pb2.ExchangeResponse]:
+    def exchange(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """One stream. Refusals are `VeilError`s, which the server maps to statuses."""
         peer = caller(context)
         with self._counted(peer.name):
-            yield from self._serve(peer, request_iterator, context)
+            yield from self._serve(peer, messages, context)
 
     @contextmanager
     def _counted(self, peer: str) -> Iterator[None]:
@@ -89,25 +104,29 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             with self._lock:
                 self._streams[peer] -= 1
 
-    def _serve(
-        self, peer: Identity, request_iterator: Iterator[mesh_pb2.ExchangeRequest], context: grpc.ServicerContext
-    ) -> Iterator[mesh_pb2.ExchangeResponse]:
+    def _serve(self, peer: Identity, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         waiting = threading.Timer(HELLO_TIMEOUT_S, context.cancel)
         waiting.daemon = True
         waiting.start()
-        first = next(request_iterator, None)
+        first = next(messages, None)
         waiting.cancel()
-        if first is None or first.WhichOneof("body") != "hello":
+        hello = mesh_frames.decode(first) if first is not None else None
+        if not isinstance(hello, mesh_pb2.MeshHello):
             raise ProtocolMismatch(f"got no hello from {peer.name}, expected one", culprits=(peer.name,))
         with self._lock:
-            mesh = self._jobs.get(first.hello.job_id)
+            mesh = self._jobs.get(hello.job_id)
         if mesh is None:
             raise StateError("got a stream for a job that does not run here", hint="it may not have started yet")
-        pair = mesh.accept(peer, first.hello)
-        frames = (request.frame if request.HasField("frame") else None for request in request_iterator)
-        threading.Thread(target=pair.read, args=(frames,), name=f"mesh-read-{peer.name}", daemon=True).start()
-        lost = PeerLost(f"the stream with {peer.name} broke", culprits=(peer.name,))
-        context.add_callback(lambda: pair.end(lost))
-        yield mesh_pb2.ExchangeResponse(hello=mesh.hello())
-        for frame in pair.frames():
-            yield mesh_pb2.ExchangeResponse(frame=frame)
+        accepted = mesh.accept(peer, hello, context.cancel)
+        pair, stream = accepted.pair, accepted.stream
+
+        def read() -> None:
+            if pair.read(messages, stream) is Outcome.BROKEN:
+                mesh.await_return(pair)
+
+        threading.Thread(target=read, name=f"mesh-read-{peer.name}", daemon=True).start()
+        # does not take back what follows when the call has ended by now: the callback is not called then
+        if not context.add_callback(lambda: mesh.broke(pair, stream)):
+            mesh.broke(pair, stream)
+        yield mesh_frames.hello(accepted.hello)
+        yield from pair.items(stream)

@@ -7,9 +7,14 @@ A transport promises delivery in order and without loss, or a `PeerLost`. What a
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from veil.errors import PeerLost
+
+Payload = bytes | bytearray | memoryview
+"""Bytes of a message, or a part of them; a memoryview must be contiguous."""
 
 # 64 Mi ring elements and a header: the largest tensor that one message may carry.
 MAX_MESSAGE_BYTES = 512 * 2**20 + 4096
@@ -35,21 +40,39 @@ class Transport(Protocol):
         """What has passed so far."""
         ...
 
-    def send(self, peer: int, payload: bytes | memoryview) -> None:
-        """Queues one message for `peer` and returns; the peer need not be reading.
+    def send(self, peer: int, *parts: Payload) -> None:
+        """Queues one message for `peer`, the parts one after the other, and returns; the peer need not be reading.
 
         Only when `QUEUE_LIMIT_BYTES` are unsent does it wait for the network, and raises `PeerLost` in the end.
-        The payload must not change afterwards.
+        The parts are copied before it returns: the caller may write into them afterwards.
         """
         ...
 
-    def recv(self, peer: int, timeout_s: float) -> bytes:
-        """The next whole message of `peer`. Raises `PeerLost` when none comes in time or the connection has ended."""
+    def recv(self, peer: int, timeout_s: float) -> Payload:
+        """The next whole message of `peer`; it belongs to the caller.
+
+        Raises `PeerSilent` when none comes in time, and `PeerLost` when the connection has ended.
+        """
         ...
 
     def close(self) -> None:
         """Sends what is queued, then ends every connection. May be called twice."""
         ...
+
+
+class ListeningTransport(Transport, Protocol):
+    """A transport whose owner need not wait in `recv` to learn that something has come."""
+
+    def listen(self, peer: int, arrived: Callable[[bool], None]) -> None:
+        """Calls `arrived(False)` after each message of `peer` and `arrived(True)` at the end of its connection.
+
+        In the thread that brings it, from now on; `recv(peer, 0)` has the message then. Must not wait for messages.
+        """
+        ...
+
+
+class PeerSilent(PeerLost):
+    """Nothing came in time, though the connection has not ended: one may go on waiting."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +94,17 @@ class Meter:
 
     def sent(self, peer: int, size_bytes: int) -> None:
         """One message went to `peer`."""
-        self._add(peer, 0, size_bytes)
+        with self._lock:
+            counts = self._peers.get(peer) or self._peers.setdefault(peer, [0, 0, 0, 0])
+            counts[0] += size_bytes
+            counts[1] += 1
 
     def received(self, peer: int, size_bytes: int) -> None:
         """One message came from `peer`."""
-        self._add(peer, 2, size_bytes)
-
-    def _add(self, peer: int, at: int, size_bytes: int) -> None:
         with self._lock:
-            counts = self._peers.setdefault(peer, [0, 0, 0, 0])
-            counts[at] += size_bytes
-            counts[at + 1] += 1
+            counts = self._peers.get(peer) or self._peers.setdefault(peer, [0, 0, 0, 0])
+            counts[2] += size_bytes
+            counts[3] += 1
 
     def peers(self) -> Mapping[int, Traffic]:
         """Traffic by rank."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import grpc
 import pytest
 
 from veil.errors import IdentityError, InputError, PeerLost, ProtocolMismatch, StateError, VeilError
@@ -20,6 +22,7 @@ from veil.wire.v1 import mesh_pb2, mesh_pb2_grpc
 
 NAMES = ("alpha", "beta", "gamma")
 DIGEST = bytes(32)
+SESSION = bytes(range(16))
 
 
 class Site:
@@ -139,8 +142,23 @@ def raw(
         return list(mesh_pb2_grpc.MeshServiceStub(channel).Exchange(requests(), timeout=10))
 
 
-def hello(job: str = "job", digest: bytes = DIGEST, version: int = PROTOCOL_VERSION) -> mesh_pb2.ExchangeRequest:
-    return mesh_pb2.ExchangeRequest(hello=mesh_pb2.MeshHello(job_id=job, job_digest=digest, protocol_version=version))
+def hello(
+    job: str = "job",
+    digest: bytes = DIGEST,
+    version: int = PROTOCOL_VERSION,
+    session: bytes = SESSION,
+    peer_session: bytes = b"",
+    received: int = 0,
+) -> mesh_pb2.ExchangeRequest:
+    body = mesh_pb2.MeshHello(
+        job_id=job,
+        job_digest=digest,
+        protocol_version=version,
+        session=session,
+        peer_session=peer_session,
+        received=received,
+    )
+    return mesh_pb2.ExchangeRequest(hello=body)
 
 
 @pytest.fixture
@@ -157,7 +175,10 @@ def waiting(sites: dict[str, Site]) -> Iterator[GrpcMesh]:
     [
         ("party-gamma", hello(job="other"), StateError, "does not run here"),
         ("party-gamma", hello(digest=b"\x01" * 32), ProtocolMismatch, "another job digest"),
-        ("party-gamma", hello(version=2), ProtocolMismatch, "mesh protocol 2"),
+        ("party-gamma", hello(version=1), ProtocolMismatch, "mesh protocol 1"),
+        ("party-gamma", hello(session=b"short"), ProtocolMismatch, "a session of 5 bytes"),
+        ("party-gamma", hello(peer_session=SESSION), ProtocolMismatch, "resumes another run"),
+        ("party-gamma", hello(received=1), ProtocolMismatch, "resumes at frame 1"),
         ("party-gamma", mesh_pb2.ExchangeRequest(frame=mesh_pb2.Frame()), ProtocolMismatch, "no hello"),
         ("party-gamma", mesh_pb2.ExchangeRequest(), ProtocolMismatch, "no hello"),
         ("party-alpha", hello(), IdentityError, "expected gamma to dial"),
@@ -192,6 +213,11 @@ def frame(sequence: int, payload: bytes = b"x", last: bool = True) -> mesh_pb2.E
         (frame(0, b"", last=False), "empty frame"),
         (hello(), "no frame"),
         (mesh_pb2.ExchangeRequest(), "no frame"),
+        (
+            mesh_pb2.ExchangeRequest(acknowledgement=mesh_pb2.Acknowledgement(received=1)),
+            "acknowledgement of 1 frames .* at most 0",
+        ),
+        (mesh_pb2.ExchangeRequest(goodbye=mesh_pb2.Goodbye(frames=3)), "goodbye after 3 frames .* expected 0"),
     ],
 )
 def test_malformed_frames_end_the_stream_and_name_the_peer(
@@ -214,6 +240,47 @@ def test_a_second_stream_of_a_pair_is_refused(
     with pytest.raises(ProtocolMismatch, match="second stream"):
         raw(sites["beta"], credentials["party-gamma"], lambda: iter([hello()]))
     assert waiting.recv(2, 5) == b"x"
+
+
+def test_a_resumed_stream_takes_the_place_of_one_that_looks_alive_and_repeats_are_dropped(
+    sites: dict[str, Site], waiting: GrpcMesh, credentials: dict[str, Credentials]
+) -> None:
+    """As after a failure that only the dialling side has noticed."""
+    stop = threading.Event()
+
+    def held(*requests: mesh_pb2.ExchangeRequest) -> Iterator[mesh_pb2.ExchangeRequest]:
+        yield from requests
+        stop.wait(30)
+
+    expect = Identity("trial", Role.PARTY, "beta")
+    with open_channel(sites["beta"].address, credentials["party-gamma"], expect) as channel:
+        stub = mesh_pb2_grpc.MeshServiceStub(channel)
+        first = stub.Exchange(held(hello(), frame(0, b"a"), frame(1, b"b")))
+        theirs = next(iter(first)).hello
+        assert (len(theirs.session), theirs.peer_session, theirs.received) == (16, SESSION, 0)
+        assert [waiting.recv(2, 5) for _ in range(2)] == [b"a", b"b"]
+        waiting.send(2, b"lost on the way")
+
+        again = hello(peer_session=theirs.session)
+        second = stub.Exchange(held(again, frame(0, b"a"), frame(1, b"b"), frame(2, b"c")))
+        responses = iter(second)
+        assert next(responses).hello.received == 2
+        lost = mesh_pb2.Frame(sequence=0, payload=b"lost on the way", last=True)
+        assert next(responses).frame == lost
+        assert waiting.recv(2, 5) == b"c"
+        with suppress(grpc.RpcError):
+            assert {response.frame.SerializeToString() for response in first} <= {lost.SerializeToString()}
+
+        for wrong in (hello(peer_session=bytes(16)), hello(session=b"x" * 16, peer_session=theirs.session)):
+            with pytest.raises(ProtocolMismatch, match="another run"):
+                raw(sites["beta"], credentials["party-gamma"], lambda wrong=wrong: iter([wrong]))  # type: ignore[misc]
+        with pytest.raises(ProtocolMismatch, match=r"resumes at frame 5 .* expected 0 to 1"):
+            raw(
+                sites["beta"],
+                credentials["party-gamma"],
+                lambda: iter([hello(peer_session=theirs.session, received=5)]),
+            )
+        stop.set()
 
 
 def test_a_party_holds_few_streams_whatever_it_leaves_unsaid(

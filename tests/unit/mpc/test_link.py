@@ -10,7 +10,8 @@ import pytest
 from veil.errors import PeerLost, ProtocolMismatch
 from veil.mpc.link import PIECE_BYTES, Assembler, Inbox, Outbox
 from veil.mpc.loopback import SocketTransport, socket_pairs
-from veil.mpc.transport import Meter, Traffic
+from veil.mpc.mesh_frames import Frame, decode, encode_message
+from veil.mpc.transport import Meter, PeerSilent, Traffic
 
 
 def test_inbox_keeps_order_and_hands_out_what_came_before_the_end() -> None:
@@ -45,18 +46,48 @@ def test_a_full_outbox_waits_and_then_blames_the_peer() -> None:
     assert caught.value.culprits == ("alpha",)
 
 
+def test_silence_is_told_from_the_end() -> None:
+    inbox = Inbox("alpha")
+    with pytest.raises(PeerSilent, match=r"from alpha in 0\.05 s"):
+        inbox.get(0.05)
+    inbox.end(PeerLost("gone"))
+    for _ in range(2):
+        with pytest.raises(PeerLost, match="gone") as caught:
+            inbox.get(1)
+        assert not isinstance(caught.value, PeerSilent)
+
+
+def test_a_listener_hears_of_every_message_and_of_the_end() -> None:
+    inbox, heard = Inbox("alpha"), list[bool]()
+    inbox.listen(heard.append)
+    assert not inbox.ready()
+    inbox.put(b"1")
+    assert inbox.ready() and heard == [False]
+    inbox.end(PeerLost("gone"))
+    inbox.end(PeerLost("again"))
+    assert heard == [False, True]
+
+
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 5])
 def test_messages_survive_being_cut_and_joined(size: int) -> None:
-    outbox, assembler = Outbox("alpha"), Assembler("alpha")
-    messages = [bytes([7]) * size, b"next"]
-    for message in messages:
-        outbox.put(message)
+    assembler, sequence, joined = Assembler("alpha"), 0, list[bytes]()
+    for message in (bytes([7]) * size, b"next"):
+        for raw in encode_message(sequence, (message[:3], memoryview(message)[3:])):
+            frame = decode(raw)
+            assert isinstance(frame, Frame) and frame.sequence == sequence and len(frame.payload) <= PIECE_BYTES
+            whole = assembler.add(*frame)
+            joined += [] if whole is None else [bytes(whole)]
+            sequence += 1
+    assert joined == [bytes([7]) * size, b"next"]
+    assert assembler.received == sequence
+
+
+def test_a_closed_outbox_gives_out_what_it_has() -> None:
+    outbox = Outbox("alpha")
+    outbox.put(b"1")
+    outbox.put(b"2")
     outbox.close()
-    pieces = list(enumerate(outbox.pieces()))
-    assert all(len(payload) <= PIECE_BYTES for _, (payload, _) in pieces)
-    joined = [assembler.add(sequence, payload, last) for sequence, (payload, last) in pieces]
-    assert [message for message in joined if message is not None] == messages
-    assert outbox.drained(0)
+    assert list(outbox.messages()) == [b"1", b"2"] and outbox.drained(0)
     with pytest.raises(PeerLost):
         outbox.put(b"x")
 

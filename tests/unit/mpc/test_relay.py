@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from veil.errors import BudgetError, DataError, PeerLost, StateError, VeilError, WireError
 from veil.mpc.faults import from_document, to_document
 from veil.mpc.loopback import LoopbackTransport, loopback
-from veil.mpc.relay import MAX_CONTROL_BYTES, RelayHub, RelayTransport
+from veil.mpc.relay import MAX_CONTROL_BYTES, WINDOW_MESSAGES, RelayHub, RelayTransport
 from veil.mpc.transport import MAX_MESSAGE_BYTES
 from veil.wire.v1 import dealer_pb2
 
@@ -95,8 +96,36 @@ def test_a_flooding_peer_delays_nobody_else(site: Site) -> None:
     site.others[1].send(0, b"quiet")
     assert site.worker.recv(2, 5) == b"quiet"
     assert site.worker.request("echo", {}) == {"kind": "echo"}
-    assert site.mesh.meter.peers()[1].messages_received <= 5  # the window, and one more in flight
+    assert site.mesh.meter.peers()[1].messages_received <= WINDOW_MESSAGES
     assert [site.worker.recv(1, 5)[0] for _ in range(50)] == list(range(50))
+
+
+def test_threads_of_the_worker_read_for_each_other(site: Site) -> None:
+    """One waits long for a peer, others come and go; whoever reads hands over when it has what it came for."""
+    with ThreadPoolExecutor(4) as pool:
+        slow = pool.submit(site.worker.recv, 1, 10)
+        answers = [pool.submit(site.worker.request, "echo", {"n": number}) for number in range(30)]
+        corrections = [pool.submit(site.worker.correct, dealer_pb2.CorrectRequest(index=number)) for number in range(9)]
+        quick = pool.submit(site.worker.recv, 2, 10)
+        assert [answer.result(10)["n"] for answer in answers] == list(range(30))
+        assert [correction.result(10)[0] for correction in corrections] == list(range(9))
+        site.others[1].send(0, b"quick")
+        assert quick.result(10) == b"quick"
+        site.others[0].send(0, b"slow")
+        assert slow.result(10) == b"slow"
+
+
+def test_large_messages_cross_though_nobody_reads_while_writing(site: Site) -> None:
+    """More than any socket buffer holds in both directions at once: a blocked write lets the other side's through."""
+    large = bytes(range(256)) * 2**16  # 16 MiB
+    for number in range(3):
+        site.others[0].send(0, large[number:])
+    for number in range(3):
+        site.worker.send(1, large[number:])
+    assert site.worker.request("echo", {}) == {"kind": "echo"}
+    for number in range(3):
+        assert site.worker.recv(1, 10) == large[number:]
+        assert site.others[0].recv(0, 10) == large[number:]
 
 
 def test_the_loss_of_a_peer_reaches_the_worker(site: Site) -> None:

@@ -24,25 +24,37 @@ class ExchangeRequest(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___MeshHello:
         """First message of the stream."""
 
     @_builtins.property
     def frame(self) -> Global___Frame:
-        """Everything after it."""
+        """A piece of a message."""
+
+    @_builtins.property
+    def acknowledgement(self) -> Global___Acknowledgement:
+        """How far the other direction has come."""
+
+    @_builtins.property
+    def goodbye(self) -> Global___Goodbye:
+        """No frame follows."""
 
     def __init__(
         self,
         *,
         hello: Global___MeshHello | None = ...,
         frame: Global___Frame | None = ...,
+        acknowledgement: Global___Acknowledgement | None = ...,
+        goodbye: Global___Goodbye | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "body", b"body", "frame", b"frame", "goodbye", b"goodbye", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "body", b"body", "frame", b"frame", "goodbye", b"goodbye", "hello", b"hello"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame", "acknowledgement", "goodbye"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -56,25 +68,37 @@ class ExchangeResponse(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___MeshHello:
         """First message of the stream."""
 
     @_builtins.property
     def frame(self) -> Global___Frame:
-        """Everything after it."""
+        """A piece of a message."""
+
+    @_builtins.property
+    def acknowledgement(self) -> Global___Acknowledgement:
+        """How far the other direction has come."""
+
+    @_builtins.property
+    def goodbye(self) -> Global___Goodbye:
+        """No frame follows."""
 
     def __init__(
         self,
         *,
         hello: Global___MeshHello | None = ...,
         frame: Global___Frame | None = ...,
+        acknowledgement: Global___Acknowledgement | None = ...,
+        goodbye: Global___Goodbye | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "body", b"body", "frame", b"frame", "goodbye", b"goodbye", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "body", b"body", "frame", b"frame", "goodbye", b"goodbye", "hello", b"hello"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "frame", "acknowledgement", "goodbye"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -82,29 +106,41 @@ Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
 
 @_typing.final
 class MeshHello(_message.Message):
-    """Binds a stream to one job and one digest."""
+    """Binds a stream to one job and one digest, and a resumed stream to the one that broke."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     JOB_DIGEST_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    PEER_SESSION_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     job_digest: _builtins.bytes
     """The digest that this side has signed."""
     protocol_version: _builtins.int
     """Version of the mesh protocol."""
+    session: _builtins.bytes
+    """16 random bytes that this side has drawn for this run of the job."""
+    peer_session: _builtins.bytes
+    """The other side's `session`, when this stream resumes one that broke; empty for the first."""
+    received: _builtins.int
+    """Frames of the other side that have arrived here in order; it goes on with the one of this sequence number."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         job_digest: _builtins.bytes = ...,
         protocol_version: _builtins.int = ...,
+        session: _builtins.bytes = ...,
+        peer_session: _builtins.bytes = ...,
+        received: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_digest", b"job_digest", "job_id", b"job_id", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_digest", b"job_digest", "job_id", b"job_id", "peer_session", b"peer_session", "protocol_version", b"protocol_version", "received", b"received", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,7 +148,7 @@ Global___MeshHello: _TypeAlias = MeshHello  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
-    """A piece of a message. Pieces of one message follow each other."""
+    """A piece of a message. Pieces of one message follow each other. A frame is sent again with the same bytes or not at all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -120,7 +156,7 @@ class Frame(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Position in the stream, from 0; a gap or a repeat ends the job."""
+    """Position in the direction, from 0, across resumed streams. A gap ends the job; what has been received is dropped."""
     payload: _builtins.bytes
     """At most 1 MiB."""
     last: _builtins.bool
@@ -139,3 +175,47 @@ class Frame(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class Acknowledgement(_message.Message):
+    """Sent after every few MiB or thousand frames; lets the other side forget what it kept for a resumed stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    received: _builtins.int
+    """Frames that have arrived in order."""
+    def __init__(
+        self,
+        *,
+        received: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
+
+@_typing.final
+class Goodbye(_message.Message):
+    """Sent after the last frame by a party that leaves in order; answered by a Goodbye, after which the stream ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    frames: _builtins.int
+    """Frames that were sent in this direction."""
+    def __init__(
+        self,
+        *,
+        frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015

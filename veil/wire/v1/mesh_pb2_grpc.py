@@ -49,7 +49,8 @@ class MeshServiceServicer:
     """
 
     def Exchange(self, request_iterator, context):
-        """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials.
+        """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials, again
+        when the connection breaks. Field numbers of both directions are the same: the bytes of a frame do not depend on it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class MeshServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MeshServiceAsyncStub: ...
     Exchange: _grpc.StreamStreamMultiCallable[_mesh_pb2.ExchangeRequest, _mesh_pb2.ExchangeResponse]
-    """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials."""
+    """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials, again
+    when the connection breaks. Field numbers of both directions are the same: the bytes of a frame do not depend on it.
+    """
 
 @_typing.type_check_only
 class MeshServiceAsyncStub(MeshServiceStub):
@@ -46,7 +48,9 @@ class MeshServiceAsyncStub(MeshServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Exchange: _aio.StreamStreamMultiCallable[_mesh_pb2.ExchangeRequest, _mesh_pb2.ExchangeResponse]  # type: ignore[assignment]
-    """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials."""
+    """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials, again
+    when the connection breaks. Field numbers of both directions are the same: the bytes of a frame do not depend on it.
+    """
 
 class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
     """Streams between the parties of one job. Everything that depends on a party's data is a share and uniformly
@@ -59,6 +63,8 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_mesh_pb2.ExchangeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.ExchangeResponse], _abc.AsyncIterator[_mesh_pb2.ExchangeResponse]]:
-        """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials."""
+        """Frames of one job between two parties, both ways. The party with the lower rank accepts, the other dials, again
+        when the connection breaks. Field numbers of both directions are the same: the bytes of a frame do not depend on it.
+        """
 
 def add_MeshServiceServicer_to_server(servicer: MeshServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,118 @@
+"""The engine on correlations that its parties made themselves: from a plan to a file, and from there to what opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.mpc.he.numbers import together
+from veil.errors import ProtocolMismatch, StateError
+from veil.mpc.communicator import TensorCommunicator
+from veil.mpc.engine.engine import Engine
+from veil.mpc.engine.items import EngineItem
+from veil.mpc.engine.plan import plan
+from veil.mpc.engine.requests import Truncated, Waved
+from veil.mpc.engine.values import Value
+from veil.mpc.engine.waves import fit, sigmoid
+from veil.mpc.he.prepared import StoredCorrelations, label, prepare
+from veil.mpc.he.store import Store
+
+SIGMOID = fit(sigmoid, reach=6.0, period=16, harmonics=4)
+FRACTION_BITS = 16
+
+
+def _features() -> Tensor:
+    drawn = np.random.default_rng(1).uniform(-1, 1, (12, 5))
+    return torch.from_numpy(np.rint(drawn * 2**FRACTION_BITS).astype(np.int64))
+
+
+def _weights() -> Tensor:
+    return torch.from_numpy(np.rint(np.linspace(-2, 2, 5)[:, None] * 2**FRACTION_BITS).astype(np.int64))
+
+
+def _program(engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
+    """Two products with one fixed matrix, a truncation and a sigmoid, opened for the test."""
+    data = _features() if engine.rank == 0 else None
+    features = engine.fix(engine.own(data, (12, 5), 0, bits=FRACTION_BITS, limit_bits=FRACTION_BITS), owner=0)
+    held = _weights() if engine.rank == 1 else None
+    weights = engine.own(held, (5, 1), 1, bits=FRACTION_BITS, limit_bits=FRACTION_BITS + 2)
+    product = engine.matmul(features, engine.masked(weights))
+    cut, waves = engine.open(Truncated(product, FRACTION_BITS), Waved(product, (SIGMOID,)))
+    assert isinstance(cut, Value)
+    assert isinstance(waves, list)
+    back = engine.matmul(features, engine.masked(cut), transposed=True)
+    return engine.combine(cut), engine.combine(waves[0]), engine.combine(back)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_the_engine_on_a_store(parties: int, tmp_path: Path) -> None:
+    def take_part(communicator: TensorCommunicator) -> tuple[Tensor, Tensor, Tensor]:
+        items = plan(_program, communicator.rank, parties).items
+        path = tmp_path / str(communicator.rank)
+        batch = prepare(communicator, path, items)
+        with Store(path) as opened:
+            assert opened.batch == batch
+            source = StoredCorrelations(opened)
+            source.align(communicator)
+            return _program(Engine(communicator, source))
+
+    for cut, activated, back in together(parties, take_part):
+        exact = _features().numpy() @ _weights().numpy()
+        assert set(np.unique(cut.numpy() - (exact >> FRACTION_BITS))) <= {0, 1}
+        values = activated.numpy() / 2.0**36
+        assert np.abs(values - SIGMOID(exact / 2.0 ** (2 * FRACTION_BITS))).max() < 1e-4
+        assert np.array_equal(back.numpy(), _features().numpy().T @ cut.numpy())
+
+
+def test_parties_must_ask_for_the_same(tmp_path: Path) -> None:
+    def differ(communicator: TensorCommunicator) -> None:
+        prepare(communicator, tmp_path / str(communicator.rank), [EngineItem("mask", (1 + communicator.rank,))])
+
+    with pytest.raises(ProtocolMismatch):
+        together(2, differ)
+
+
+def test_a_used_store_is_not_begun_again(tmp_path: Path) -> None:
+    items = [EngineItem("mask", (3,)), EngineItem("mask", (2,))]
+
+    def program(communicator: TensorCommunicator) -> str:
+        path = tmp_path / str(communicator.rank)
+        prepare(communicator, path, items)
+        with Store(path) as opened:
+            source = StoredCorrelations(opened)
+            source.align(communicator)
+            if communicator.rank == 1:
+                source.take(items[0])
+                with pytest.raises(StateError):
+                    source.take(items[0])
+        with Store(path) as opened:
+            try:
+                StoredCorrelations(opened).align(communicator)
+            except StateError as error:
+                assert opened.position == len(items)
+                return str(error)
+        return "went on"
+
+    assert all("a part is used" in said for said in together(2, program))
+
+
+def test_stores_of_different_batches(tmp_path: Path) -> None:
+    items = [EngineItem("mask", (3,))]
+
+    def program(communicator: TensorCommunicator) -> None:
+        for name in ("a", "b"):
+            prepare(communicator, tmp_path / f"{name}{communicator.rank}", items)
+        with Store(tmp_path / f"{'ab'[communicator.rank]}{communicator.rank}") as opened:
+            StoredCorrelations(opened).align(communicator)
+
+    with pytest.raises(ProtocolMismatch):
+        together(2, program)
+
+
+def test_labels_tell_items_apart() -> None:
+    assert len(label(EngineItem("mask", (3,)))) == 40
+    assert label(EngineItem("mask", (3,))) != label(EngineItem("mask", (3,), owner=0))
