@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="""Training jobs: submit, watch, list, show, cancel.
+    help="""Training jobs: plan, submit, watch, list, show, cancel, report.
 
-    All but `submit --dry-run` call the coordinator with an operator's certificate; VEIL_COORDINATOR and
-    VEIL_CREDENTIALS save typing --coordinator and --credentials.
+    All but `plan`, `report` and `submit --dry-run` call the coordinator with an operator's certificate;
+    VEIL_COORDINATOR and VEIL_CREDENTIALS save typing --coordinator and --credentials.
     """,
 )
 
@@ -28,6 +28,49 @@ CredentialsDir = Annotated[
 ]
 Name = Annotated[str, typer.Option("--coordinator-name", help="Name that the coordinator's certificate must carry.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job, or its first characters.")]
+
+
+Bandwidth = Annotated[str, typer.Option("--bandwidth", help="Bits a second each way between two parties: 100Mbit.")]
+Latency = Annotated[str, typer.Option("--latency", help="Round trip between two parties, as ping shows it: 20ms.")]
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="job.toml of a job on columns of several parties.")],
+    bandwidth: Bandwidth = "1Gbit",
+    latency: Latency = "1ms",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+) -> None:
+    """Forecast bytes, rounds and seconds of each phase at each party, before anything runs. Sends nothing.
+
+    Example: veil job plan deploy/job-columns.toml --bandwidth 100Mbit --latency 20ms
+    """
+    import json
+
+    from cli.job_client import plan_job
+    from cli.job_forecast import document, forecast_of, lines, link_of
+
+    link = link_of(bandwidth, latency)
+    found = forecast_of(plan_job(file, "plan"), link)
+    print(json.dumps(document(found), indent=2) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(metavar="REPORT", help="A party's report, state/reports/JOB.json.")],
+    bandwidth: Bandwidth = "1Gbit",
+    latency: Latency = "1ms",
+) -> None:
+    """What a job took at a party, beside what was forecast for it.
+
+    Example: veil job report state/reports/JOB.json --bandwidth 100Mbit --latency 20ms
+    """
+    from cli.job_forecast import compared, forecast_of, link_of, read_report
+    from veil.jobs.spec import parse
+
+    measured = read_report(file)
+    for line in compared(measured, forecast_of(parse(measured.job_text), link_of(bandwidth, latency))):
+        print(line)
 
 
 @app.command()

@@ -56,19 +56,21 @@ class Desk:
 
 
 def plan_job(file: Path, consortium: str) -> JobSpec:
-    """The job that a job.toml stands for, planned with the catalogue that it points to."""
+    """The job that a job.toml stands for, planned with the catalogue or the columns that it points to."""
     wish = request.load(file)
     # Here and not above: the catalogue and the planner bring numerical libraries along.
     from veil.recsys.catalogue import Catalogue
     from veil.trainers.registry import check_job, plan
 
-    catalogue = Catalogue.load(wish.catalogue.path)
-    facts = request.CatalogueFacts(
-        catalogue.digest,
-        catalogue.items,
-        int(catalogue.features.shape[1]),
-        categories=len({name for names in catalogue.categories for name in names}),
-    )
+    catalogue = facts = None
+    if wish.catalogue is not None:
+        catalogue = Catalogue.load(wish.catalogue.path)
+        facts = request.CatalogueFacts(
+            catalogue.digest,
+            catalogue.items,
+            int(catalogue.features.shape[1]),
+            categories=len({name for names in catalogue.categories for name in names}),
+        )
     spec = request.resolve(wish, consortium=consortium, catalogue=facts, planner=plan)
     # What every party would refuse is refused here, with the same words.
     module, source = wish.trainer.module, wish.trainer.module_file

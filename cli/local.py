@@ -109,27 +109,38 @@ class LocalConsortium:
 
     def party_config(self, site: PartySite, catalogue: Path) -> dict[str, object]:
         """The configuration of one party, as it would stand in its TOML."""
-        state = self.root / f"party-{site.name}"
         return {
-            "listen": self.address(site.name),
-            "advertise": self.address(site.name),
-            "credentials": str(self.credentials(Role.PARTY, site.name)),
-            "state": str(state),
+            **self._party_basics(site.name, site.epsilon, site.delta),
             "catalogue": str(catalogue),
-            "coordinator": {"address": self.address("coordinator")},
-            "dealer": {"address": self.address("dealer")},
             "data": {
                 "source": str(site.source),
-                "pseudonym_key": str(state / "pseudonym.key"),
+                "pseudonym_key": str(self.root / f"party-{site.name}" / "pseudonym.key"),
                 "read": dict(site.read),
             },
-            "budget": {"epsilon": site.epsilon, "delta": site.delta},
-            "approval": {"mode": "policy", "max_epsilon_per_job": site.epsilon},
+        }
+
+    def _party_basics(self, name: str, epsilon: float, delta: float) -> dict[str, object]:
+        return {
+            "listen": self.address(name),
+            "advertise": self.address(name),
+            "credentials": str(self.credentials(Role.PARTY, name)),
+            "state": str(self.root / f"party-{name}"),
+            "coordinator": {"address": self.address("coordinator")},
+            "dealer": {"address": self.address("dealer")},
+            "budget": {"epsilon": epsilon, "delta": delta},
+            "approval": {"mode": "policy", "max_epsilon_per_job": epsilon},
         }
 
     def start_party(self, site: PartySite, catalogue: Path, changes: Mapping[str, object] | None = None) -> Process:
         """Starts a party's daemon; `changes` replace top-level keys of its configuration."""
         return self._start(site.name, "party", {**self.party_config(site, catalogue), **(changes or {})})
+
+    def start_columns_party(
+        self, name: str, columns: Mapping[str, object], *, epsilon: float = 100.0, delta: float = 1e-5
+    ) -> Process:
+        """Starts the daemon of a party that gives columns to joint models; `columns` is that section of its file."""
+        config = {**self._party_basics(name, epsilon, delta), "columns": dict(columns)}
+        return self._start(name, "party", config)
 
     def start_scoring(self, model: Path, **changes: object) -> Process:
         """Starts the scoring server on a published model."""

@@ -70,10 +70,14 @@ def check(
         raise ConfigError(f"got {report.name}, expected a name that ends in .json or .md")
     settings = load(config)
     identity = Credentials.load(settings.credentials).identity
-    catalogue = Catalogue.load(settings.catalogue)
+    catalogue = None if settings.catalogue is None else Catalogue.load(settings.catalogue)
     prepared = store.prepare(settings, catalogue)
     print(f"identity   {identity}")
-    print(f"catalogue  {catalogue.items} items, {catalogue.digest}")
+    if catalogue is not None:
+        print(f"catalogue  {catalogue.items} items, {catalogue.digest}")
+    if prepared.columns is not None:
+        held = prepared.columns
+        print(f"columns    {held.rows} rows, {len(held.use)} columns for joint models, {len(held.labels)} labels")
     if prepared.interactions is not None:
         rows = prepared.interactions
         print(

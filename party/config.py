@@ -18,6 +18,7 @@ from veil.jobs.spec import Name
 from veil.recsys.attributes import MAX_ATTRIBUTES
 from veil.recsys.reading import ReadConfig
 from veil.recsys.reading_texts import TextReadConfig
+from veil.recsys.table import TableFormat
 from veil.recsys.texts import MAX_LABELS
 from veil.settings import Address, Section
 
@@ -60,6 +61,26 @@ class Users(Section):
     anonymity: Anonymity = Anonymity()
 
 
+class Columns(Section):
+    """Columns of the party's users for models on columns of several parties, one row a user."""
+
+    source: Path
+    format: TableFormat = TableFormat()
+    # The column by which records are aligned with other parties'. It never leaves this machine readably.
+    identifier: str = Field(min_length=1, max_length=128)
+    # The columns that a job may use; no other is read.
+    use: tuple[str, ...] = Field(min_length=1, max_length=1024)
+    # The columns that a job may take as outcome to predict. Empty: none.
+    labels: tuple[str, ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = (self.identifier, *self.use, *self.labels)
+        if len(set(names)) != len(names):
+            raise ValueError("got a column twice in identifier, use and labels, expected each once")
+        return self
+
+
 class Budget(Section):
     """What may be released over all jobs, for ever."""
 
@@ -90,13 +111,14 @@ class PartyConfig(Section):
     credentials: Path
     # Directory for the ledger, the prepared rows and the models. Mode 0700.
     state: Path
-    # Directory of the public item catalogue.
-    catalogue: Path
+    # Directory of the public item catalogue; needed for [data] and [texts].
+    catalogue: Path | None = None
     coordinator: Remote
     dealer: Remote
-    # One of these two at least; attributes are kept of users who have interactions or texts.
+    # One of these three at least; attributes are kept of users who have interactions or texts.
     data: Data | None = None
     texts: Texts | None = None
+    columns: Columns | None = None
     users: Users | None = None
     budget: Budget
     approval: Approval
@@ -110,8 +132,13 @@ class PartyConfig(Section):
 
     @model_validator(mode="after")
     def _one_key_and_rows(self) -> Self:
-        if self.data is None and self.texts is None:
-            raise ValueError("got neither [data] nor [texts], expected the party's rows")
+        recommends = self.data is not None or self.texts is not None
+        if not recommends and self.columns is None:
+            raise ValueError("got neither [data] nor [texts] nor [columns], expected the party's rows")
+        if recommends and self.catalogue is None:
+            raise ValueError("got no catalogue, expected one beside [data] or [texts]")
+        if self.users is not None and not recommends:
+            raise ValueError("got [users] without [data] or [texts], expected one of them")
         if self.texts is not None and (self.texts.pseudonym_key is None) == (self.data is None):
             raise ValueError("expected one pseudonym_key: in [data], or in [texts] where there is no [data]")
         return self
@@ -134,9 +161,10 @@ def load(path: Path) -> PartyConfig:
 
 def _absolute(config: PartyConfig, root: Path) -> PartyConfig:
     # root / path is path where it is absolute.
-    changes: dict[str, Any] = {name: root / getattr(config, name) for name in ("credentials", "state", "catalogue")}
+    changes: dict[str, Any] = {name: root / getattr(config, name) for name in ("credentials", "state")}
+    changes["catalogue"] = config.catalogue and root / config.catalogue
     changes["modules"] = {name: root / path for name, path in config.modules.items()}
-    for name in ("data", "texts", "users"):
+    for name in ("data", "texts", "users", "columns"):
         section = getattr(config, name)
         if section is not None:
             paths = {key: root / value for key, value in section if isinstance(value, Path)}

@@ -52,7 +52,7 @@ class Daemon:
         self.credentials = credentials
         self.name = credentials.identity.name
         _prepare_state(config.state)
-        self.catalogue = Catalogue.load(config.catalogue)
+        self.catalogue = None if config.catalogue is None else Catalogue.load(config.catalogue)
         self.prepared = store.prepare(config, self.catalogue)
         self.ledger = Ledger(
             config.state / "ledger.sqlite", epsilon_limit=config.budget.epsilon, delta=config.budget.delta
@@ -134,6 +134,7 @@ class Daemon:
             rules=self.config.approval,
             modules=self.config.modules,
             users=self.config.users,
+            columns=self.prepared.columns,
         )
 
     def _consider(self, job: job_pb2.Job) -> None:
@@ -191,6 +192,7 @@ class Daemon:
                 config=self.config,
                 credentials=self.credentials,
                 rows=self.prepared.path,
+                columns=None if self.prepared.columns is None else self.prepared.columns.path,
                 ledger=self.ledger,
                 mesh=self.mesh,
                 predecessors=predecessors,

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from party.columns import HeldColumns
 from party.config import Approval, Users
 from veil import __version__
 from veil.errors import ConfigError, PolicyError, StateError
 from veil.identity.names import Identity
+from veil.jobs.columns import ColumnsTrainer
 from veil.jobs.spec import JobSpec, QueryTrainer, digest, parse
 from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
@@ -43,15 +45,17 @@ def review(
     *,
     me: Identity,
     dealer: str,
-    catalogue: Catalogue,
+    catalogue: Catalogue | None,
     ledger: Ledger,
     rules: Approval,
     modules: Mapping[str, Path] | None = None,
     users: Users | None = None,
+    columns: HeldColumns | None = None,
 ) -> Reviewed:
     """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why.
 
     `users`: how this party prepares attributes of its users; without it no question by attribute is signed.
+    `columns`: what it gives to models on split columns; without it no such job is signed.
     """
     # (1) The text is canonical and its digest is the one that everybody else was shown.
     spec = parse(text)
@@ -75,21 +79,18 @@ def review(
                 f"got a job for {name} {spec.versions.get(name)!r}, expected {version!r}",
                 hint="install the same versions everywhere, then submit again",
             )
-    # (4) Everybody holds the same public catalogue.
-    if spec.catalogue.digest != catalogue.digest:
-        raise ConfigError(
-            f"got catalogue {spec.catalogue.digest[:23]}…, expected {catalogue.digest[:23]}…",
-            hint="distribute one catalogue directory to all parties",
-        )
+    # (4) Everybody holds the same public catalogue, where the job has one.
+    _check_catalogue(spec, catalogue)
     # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity; a module is one
-    # that this party lists, by digest.
+    # that this party lists, by digest; columns are those that it gives, and its values fit them.
     check_job(spec, catalogue, modules=modules)
     _check_attributes(spec, users)
+    users_at_most = _check_columns(spec, me.name, columns)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,
             sigma=release.sigma,
-            users=_MOST_USERS,
+            users=users_at_most,
             noise_source=spec.privacy.noise.source,
             parties=len(spec.parties),
         )
@@ -106,6 +107,37 @@ def review(
         raise StateError("got a job that has run here before, expected a new one", hint="submit it anew")
     ledger.check(spec.releases)
     return Reviewed(spec, own_digest, epsilon)
+
+
+def _check_catalogue(spec: JobSpec, catalogue: Catalogue | None) -> None:
+    if spec.catalogue is None:
+        return
+    if catalogue is None:
+        raise PolicyError(
+            f"got a job of trainer {spec.trainer.kind} on a catalogue, expected one for which this party has rows",
+            hint="catalogue and [data] or [texts] in the party's config",
+        )
+    if spec.catalogue.digest != catalogue.digest:
+        raise ConfigError(
+            f"got catalogue {spec.catalogue.digest[:23]}…, expected {catalogue.digest[:23]}…",
+            hint="distribute one catalogue directory to all parties",
+        )
+
+
+def _check_columns(spec: JobSpec, party: str, columns: HeldColumns | None) -> int:
+    """How many users the job can have at most; for a job on split columns, the number of its slots."""
+    if not isinstance(spec.trainer, ColumnsTrainer):
+        return _MOST_USERS
+    if columns is None:
+        raise PolicyError("got a job on columns, expected one for which this party has rows", hint="[columns]")
+    # Here and not above: it brings torch along, which other jobs do not need in the daemon.
+    from veil.trainers.columns.dry import dry_run
+    from veil.trainers.columns.terms import ColumnsTerms
+
+    terms = ColumnsTerms.of(spec)
+    dry_run(terms, spec.releases, spec.privacy.noise, rank=spec.rank(party))  # numbers fit, tensors are bounded
+    columns.check(terms.schema, party, terms.alignment.sizes[spec.rank(party)])
+    return terms.layout.rows
 
 
 def _check_attributes(spec: JobSpec, users: Users | None) -> None:

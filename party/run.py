@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from party import report
 from party.config import PartyConfig
 from party.publish import check_manifest
 from party.review import Reviewed
@@ -25,12 +27,13 @@ from veil.errors import PeerError, PolicyError, RevealError, StateError, VeilErr
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs import signing
+from veil.jobs.columns import ColumnsTrainer
 from veil.jobs.reports import Outcome, Progress, steps
 from veil.jobs.signing import Approval
-from veil.mpc.dealer_client import DealerClient
+from veil.mpc.dealer_client import SEED_BYTES, DealerClient
 from veil.mpc.faults import from_document
 from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
-from veil.mpc.relay import RelayHub
+from veil.mpc.relay_hub import Correct, RelayHub
 from veil.privacy.accountant import to_micro
 from veil.privacy.ledger import Ledger
 from veil.recsys.manifest import sign_manifest
@@ -61,6 +64,7 @@ class JobRun:
         on_progress: Callable[[Progress], None],
         on_done: Callable[[Outcome], None],
         on_failed: Callable[[VeilError], None],
+        columns: Path | None = None,
     ) -> None:
         self._job_id = job_id
         self._spec = reviewed.spec
@@ -71,6 +75,7 @@ class JobRun:
         self._config = config
         self._credentials = credentials
         self._rows = rows
+        self._columns = columns
         self._ledger = ledger
         self._servicer = mesh
         self._predecessors = predecessors
@@ -170,16 +175,7 @@ class JobRun:
         missing = [party for party in spec.parties if party not in self._addresses]
         if missing:
             raise WireError(f"got no address of {', '.join(missing)}, expected one of every party")
-        dealer = DealerClient(  # (1)
-            self._config.dealer.address,
-            self._credentials,
-            Identity(spec.consortium, Role.DEALER, spec.dealer),
-            job_id=self._job_id,
-            job_text=spec.text(),
-            job_digest=self._digest,
-        )
-        self._dealer = dealer
-        self._seed = dealer.open()
+        correct = self._open_dealer()  # (1)
         mesh = GrpcMesh(  # (2)
             self._job_id,
             self._digest,
@@ -194,12 +190,29 @@ class JobRun:
                 raise self._stopped
         mesh.connect(_CONNECT_TIMEOUT_S)
         own_end, worker_end = socket.socketpair()
-        correct = dealer.correct if spec.rank(self._name) == 0 else None
         hub = RelayHub(own_end, mesh.transport(), self._answer, correct)
         with worker_end:
             self._launch(worker_end)  # (3)
         hub.start()
         hub.wait()
+
+    def _open_dealer(self) -> Correct | None:
+        """The seed, and at rank 0 how to ask for corrections. A job that needs no dealer does not call one."""
+        spec = self._spec
+        if isinstance(spec.trainer, ColumnsTrainer) and spec.trainer.triples == "he":
+            self._seed = secrets.token_bytes(SEED_BYTES)
+            return None
+        dealer = DealerClient(
+            self._config.dealer.address,
+            self._credentials,
+            Identity(spec.consortium, Role.DEALER, spec.dealer),
+            job_id=self._job_id,
+            job_text=spec.text(),
+            job_digest=self._digest,
+        )
+        self._dealer = dealer
+        self._seed = dealer.open()
+        return dealer.correct if spec.rank(self._name) == 0 else None
 
     def _launch(self, worker_end: socket.socket) -> None:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -251,6 +264,9 @@ class JobRun:
             return {}
         if kind == "sign":
             return self._sign(str(body.get("manifest")))
+        if kind == "measured":
+            report.write(self._config.state, self._job_id, self._name, self._spec.text(), body)
+            return {}
         if kind == "published":
             manifest_digest = bytes.fromhex(str(body.get("manifest_digest")))
             self._outcome = Outcome(manifest_digest, to_micro(self._epsilon), repr(self._spec.privacy.delta))
@@ -269,7 +285,8 @@ class JobRun:
             "party": self._name,
             "seed": seed.hex(),
             "rows": str(self._rows),
-            "catalogue": str(self._config.catalogue),
+            "columns": str(self._columns or ""),
+            "catalogue": str(self._config.catalogue or ""),
             "model": str(self._config.state / "models" / self._job_id),
             "authority_pem": self._credentials.authority_pem.decode("ascii"),
             "timeout_s": self._config.peer_timeout_s,

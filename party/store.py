@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from party.columns import SCRATCH, HeldColumns
+from party.columns import prepare as prepare_columns
 from party.config import PartyConfig
 from veil.deidentify.pipeline import Pipeline
 from veil.deidentify.report import Report, TextCounts
 from veil.deidentify.source import read_users
-from veil.errors import DataError, StateError
+from veil.errors import ConfigError, DataError, StateError
 from veil.files import read_bounded, write_atomic
 from veil.recsys.attributes import UserAttributes
 from veil.recsys.catalogue import Catalogue
@@ -50,20 +53,24 @@ class Prepared:
     Attributes:
         interactions, texts: None where the party holds none.
         deidentification: what was changed; also in `deidentification.json` beside the rows.
+        columns: for models on columns of several parties; None where the party gives none.
     """
 
     path: Path
     interactions: ReadReport | None
     texts: TextsReport | None
     deidentification: Report
+    columns: HeldColumns | None = None
 
     @property
     def report(self) -> ReadReport:
         """What the party's status shows: of the interactions, or of the texts where there are no interactions."""
         if self.interactions is not None:
             return self.interactions
+        if self.texts is None and self.columns is not None:
+            return self.columns.report
         if self.texts is None:
-            raise StateError("got prepared rows of no kind, expected interactions or texts")
+            raise StateError("got prepared rows of no kind, expected interactions, texts or columns")
         texts = self.texts
         # Rows without a label of the public list are the like of rows without an item of the catalogue.
         return ReadReport(
@@ -75,8 +82,34 @@ class Prepared:
         )
 
 
-def prepare(config: PartyConfig, catalogue: Catalogue) -> Prepared:
-    """Reads the sources and writes `state/rows/rows.safetensors`. Raises `DataError` with the lines at fault."""
+def prepare(config: PartyConfig, catalogue: Catalogue | None) -> Prepared:
+    """Reads the sources and writes what is kept to `state/rows`. Raises `DataError` with the lines at fault."""
+    path = config.state / "rows" / "rows.safetensors"
+    if config.data is None and config.texts is None:
+        prepared = Prepared(path, None, None, Report(users=0))
+    elif catalogue is None:
+        raise ConfigError("got rows without a catalogue, expected one beside [data] or [texts]")
+    else:
+        prepared = _prepare_users(config, catalogue, path)
+    if config.columns is None:
+        return prepared
+    return replace(prepared, columns=prepare_columns(config.columns, _made(config.state)))
+
+
+def _made(state: Path) -> Path:
+    """The folder of prepared rows, made and cleaned up."""
+    folder = state / "rows"
+    for directory in (state, folder):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # the mode is that of the last folder alone
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()  # a crash while writing must not leave a second copy of the rows for ever
+    for leftover in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(leftover)
+    return folder
+
+
+def _prepare_users(config: PartyConfig, catalogue: Catalogue, path: Path) -> Prepared:
+    """Interactions, texts and attributes, in one file of rows."""
     key = PseudonymKey.load_or_create(config.pseudonym_key)
     # Made first: a rule that does not fit is told before a long file is read.
     pipeline = None if config.users is None else Pipeline(config.users.attribute, config.users.anonymity, key)
@@ -103,14 +136,9 @@ def prepare(config: PartyConfig, catalogue: Catalogue) -> Prepared:
         if texts_report is None
         else TextCounts(texts_report.rows_kept, texts_report.texts_cut, texts_report.masked),
     )
-    folder = config.state / "rows"
-    for directory in (config.state, folder):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # the mode is that of the last folder alone
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()  # a crash while writing must not leave a second copy of the rows for ever
-    path = folder / "rows.safetensors"
+    _made(config.state)
     write_atomic(path, _packed(PartyRows(interactions, texts, attributes), catalogue.digest), mode=0o600)
-    write_atomic(folder / "deidentification.json", report.json().encode(), mode=0o600)
+    write_atomic(path.with_name("deidentification.json"), report.json().encode(), mode=0o600)
     _log(config, read_report, texts_report, report)
     return Prepared(path, read_report, texts_report, report)
 

@@ -12,7 +12,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from veil.mpc.session import Session
 from veil.privacy.sources import party_release
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.registry import algorithm_of
+from veil.trainers.seam import Publication
 
 _LOG = logging.getLogger("veil.party.worker")
 
@@ -56,7 +57,7 @@ class SecureRounds:
             noise = self._provider.noise_share(release)
         else:
             noise = party_noise(party_release(release, self._noise, self._parties))
-        opened = self._session.open_noised_sum(release, torch.from_numpy(own), noise, self._permit)
+        opened = self._session.open_noised_sum(release, torch.from_numpy(own), noise, self.permit)
         return np.asarray(opened.numpy(), dtype=np.int64)
 
     def broadcast(self, data: bytes | None) -> bytes:
@@ -66,8 +67,13 @@ class SecureRounds:
             raise WireError("got a public tensor of the lead, expected public bytes")
         return public
 
-    def _permit(self, release: Release) -> None:
+    def permit(self, release: Release) -> None:
+        """Returns when the daemon has put the release on the ledger; raises to refuse."""
         self._daemon.request("permit", {"release": release.name})
+
+
+Take = Callable[[TensorCommunicator, SecureRounds, RelayTransport], Publication]
+"""What a kind of job does between the mesh and the publication."""
 
 
 def run(source: socket.socket, rank: int, parties: int) -> None:
@@ -95,9 +101,7 @@ def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
         raise StateError(f"got rank {daemon.rank} of {daemon.world_size}, expected {rank} of {len(spec.parties)}")
     finished = _progress(daemon, spec)
 
-    catalogue = Catalogue.load(Path(job["catalogue"]), expect_digest=spec.catalogue.digest)
-    rows = store.load_rows(Path(job["rows"]), catalogue.digest)
-    algorithm = algorithm_of(spec, catalogue, modules={name: Path(path) for name, path in job["modules"].items()})
+    take = _joint(spec, job, finished) if spec.trainer.kind == "columns" else _rounds(spec, job, finished)
     finished("load")
 
     seed = bytes.fromhex(job["seed"])
@@ -105,11 +109,10 @@ def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
     communicator = TensorCommunicator(daemon, spec.parties, float(job["timeout_s"]))
     with Session(communicator, provider, job_digest=job_digest, releases=spec.releases) as session:
         finished("mesh")
-        rounds = SecureRounds(session, provider, spec, rank, daemon)
-        state = train(spec, algorithm, rows, rounds, finished)
+        publication = take(communicator, SecureRounds(session, provider, spec, rank, daemon), daemon)
         manifest_digest = publish(
             spec,
-            algorithm.publish(state),
+            publication,
             session,
             rank=rank,
             sign=lambda manifest: daemon.request("sign", {"manifest": manifest}),
@@ -119,6 +122,48 @@ def _take_part(daemon: RelayTransport, job: dict[str, Any]) -> None:
         session.barrier()
     finished("publish")
     daemon.request("published", {"manifest_digest": manifest_digest.hex()})
+
+
+def _rounds(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -> Take:
+    """Sums over users, opened round by round."""
+    catalogue = Catalogue.load(Path(job["catalogue"]), expect_digest=spec.items.digest)
+    rows = store.load_rows(Path(job["rows"]), catalogue.digest)
+    algorithm = algorithm_of(spec, catalogue, modules={name: Path(path) for name, path in job["modules"].items()})
+
+    def take(_: TensorCommunicator, rounds: SecureRounds, __: RelayTransport) -> Publication:
+        return algorithm.publish(train(spec, algorithm, rows, rounds, finished))
+
+    return take
+
+
+def _joint(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -> Take:
+    """A model on columns of several parties, on shared numbers from the data to the weights."""
+    # Here and not above: compiled kernels and the curve, which other jobs do not need.
+    from party.joint import JointRun, Seat
+    from veil.mpc.engine.items import EngineItem
+    from veil.mpc.engine.wire import to_wire
+
+    def take(communicator: TensorCommunicator, rounds: SecureRounds, daemon: RelayTransport) -> Publication:
+        def fetch(first: int, items: Sequence[EngineItem]) -> bytes:
+            return daemon.correct(to_wire(first, items))
+
+        seat = Seat(
+            communicator=communicator,
+            job_digest=digest(spec.text()),
+            # Other labels than those of `DealerProvider` (veil.mpc.engine.expand): no key serves both.
+            seed=bytes.fromhex(job["seed"]),
+            rounds=rounds,
+            permit=rounds.permit,
+            fetch=fetch if rounds.rank == 0 else None,
+            finished=finished,
+            scratch=Path(job["columns"]).parent,
+        )
+        joint = JointRun(spec, seat)
+        publication = joint.run(Path(job["columns"]))
+        daemon.request("measured", joint.measured())
+        return publication
+
+    return take
 
 
 def _progress(daemon: RelayTransport, spec: JobSpec) -> Callable[[str], None]:

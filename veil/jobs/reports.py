@@ -19,6 +19,8 @@ MOST_CULPRITS = 32
 MANIFEST_DIGEST_BYTES = 32
 # Steps that every job has, around one step for each release: read the data, connect to the peers; write the model.
 BEFORE = ("load", "mesh")
+# Where columns of several parties are joined: find the common users; open the weights.
+ALIGN, REVEAL = "align", "reveal"
 AFTER = ("publish",)
 
 _LARGEST = 2**63 - 1
@@ -28,8 +30,14 @@ _DECIMAL = re.compile(r"[0-9]{1,24}(\.[0-9]{1,24})?(e[+-]?[0-9]{1,3})?")
 
 
 def steps(spec: JobSpec) -> tuple[str, ...]:
-    """Names of the steps of a job, in order: "load", "mesh", one per release, "publish"."""
-    return (*BEFORE, *(release.name for release in spec.releases), *AFTER)
+    """Names of the steps of a job, in order: "load", "mesh", one per release, "publish".
+
+    Trainer "columns": "align" before its releases, "reveal" after them.
+    """
+    releases = [release.name for release in spec.releases]
+    if spec.trainer.kind == "columns":
+        releases = [ALIGN, *releases, REVEAL]
+    return (*BEFORE, *releases, *AFTER)
 
 
 def sentence(text: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from veil import __version__, settings
 from veil.errors import ConfigError
+from veil.jobs.columns import AlignmentTerms
 from veil.jobs.spec import Catalogue, JobSpec, Name, Noise, Privacy, Release, Trainer, describe
 from veil.settings import Section
 
@@ -46,13 +47,20 @@ class TrainerSection(Section):
     """Which trainer, and what it shall not choose by itself: any key of the trainer, as a number.
 
     For "gradient", `module` names the module and `module_file` is the operator's copy of its source. For "query",
-    `questions` are what `veil.queries` explains.
+    `questions` are what `veil.queries` explains. For "columns", `schema_file` (TOML or JSON) says what the parties'
+    columns mean, `alignment` how their records are aligned, `triples` where correlated randomness comes from, `left`
+    which parties' columns the left one of two towers reads (the label's by default).
     """
 
-    kind: Literal["subspace", "als", "gradient", "query"] = "subspace"
+    kind: Literal["subspace", "als", "gradient", "query", "columns"] = "subspace"
     module: Name | None = None
     module_file: Path | None = None
     questions: tuple[dict[str, Any], ...] = Field(default=(), max_length=64)
+    model: Literal["logistic", "perceptron", "towers"] = "logistic"
+    left: tuple[Name, ...] = Field(default=(), max_length=16)
+    schema_file: Path | None = None
+    alignment: AlignmentTerms | None = None
+    triples: Literal["dealer", "he"] = "dealer"
     overrides: dict[_Override, float] = Field(default_factory=dict, max_length=64)
 
     @model_validator(mode="before")
@@ -60,7 +68,7 @@ class TrainerSection(Section):
     def _gather_overrides(cls, data: object) -> object:
         if not isinstance(data, dict) or "overrides" in data:
             return data
-        own = {"kind", "module", "module_file", "questions"}
+        own = {"kind", "module", "module_file", "questions", "model", "schema_file", "alignment", "triples", "left"}
         return {
             **{key: value for key, value in data.items() if key in own},
             "overrides": {key: value for key, value in data.items() if key not in own},
@@ -72,6 +80,8 @@ class TrainerSection(Section):
             raise ValueError(f'got questions for trainer "{self.kind}", expected them for "query" only')
         if (self.module or self.module_file) and self.kind != "gradient":
             raise ValueError(f'got a module for trainer "{self.kind}", expected it for "gradient" only')
+        if (self.kind == "columns") != (self.schema_file is not None and self.alignment is not None):
+            raise ValueError(f'got trainer "{self.kind}", expected schema_file and alignment for "columns" only')
         return self
 
 
@@ -81,7 +91,7 @@ class JobRequest(Section):
     name: Name
     parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
     dealer: Name = "main"
-    catalogue: CatalogueSection
+    catalogue: CatalogueSection | None = None
     privacy: PrivacySection
     trainer: TrainerSection = TrainerSection()
 
@@ -89,13 +99,15 @@ class JobRequest(Section):
     def _each_party_once(self) -> Self:
         if len(set(self.parties)) != len(self.parties):
             raise ValueError("got a party twice, expected each name once")
+        if (self.catalogue is None) != (self.trainer.kind == "columns"):
+            raise ValueError('expected [catalogue] for every trainer but "columns", which has none')
         return self
 
 
 class Planner(Protocol):
     """From a request to a trainer and its releases: `veil.trainers.registry.plan`."""
 
-    def __call__(self, request: JobRequest, catalogue: CatalogueFacts) -> tuple[Trainer, tuple[Release, ...]]:
+    def __call__(self, request: JobRequest, catalogue: CatalogueFacts | None) -> tuple[Trainer, tuple[Release, ...]]:
         """Raises `ConfigError` when the budget or an override cannot be met."""
         ...
 
@@ -112,18 +124,23 @@ class CatalogueFacts:
     features: int
     categories: int = 0
 
+    def terms(self) -> Catalogue:
+        """As it stands in the job."""
+        return Catalogue(digest=self.digest, items=self.items, features=self.features)
+
 
 def load(path: Path) -> JobRequest:
     """Reads a job.toml. Raises `ConfigError` that names each wrong key."""
     request = settings.read(path, JobRequest, explained_in="deploy/job.toml")
-    anchored = CatalogueSection(path=path.resolve().parent / request.catalogue.path)
-    trainer = request.trainer
-    if trainer.module_file is not None:
-        trainer = trainer.model_copy(update={"module_file": path.resolve().parent / trainer.module_file})
+    root = path.resolve().parent
+    catalogue = request.catalogue
+    anchored = None if catalogue is None else CatalogueSection(path=root / catalogue.path)
+    files = {name: getattr(request.trainer, name) for name in ("module_file", "schema_file")}
+    trainer = request.trainer.model_copy(update={name: file and root / file for name, file in files.items()})
     return request.model_copy(update={"catalogue": anchored, "trainer": trainer})
 
 
-def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts, planner: Planner) -> JobSpec:
+def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts | None, planner: Planner) -> JobSpec:
     """The job that the parties will be asked to sign. Raises `ConfigError` when the request cannot be met."""
     trainer, releases = planner(request, catalogue)
     try:
@@ -133,7 +150,7 @@ def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts, 
             consortium=consortium,
             parties=request.parties,
             dealer=request.dealer,
-            catalogue=Catalogue(digest=catalogue.digest, items=catalogue.items, features=catalogue.features),
+            catalogue=None if catalogue is None else catalogue.terms(),
             privacy=Privacy(
                 epsilon=request.privacy.epsilon,
                 delta=request.privacy.delta,

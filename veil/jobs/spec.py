@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from veil.errors import ConfigError
+from veil.jobs.columns import ColumnsTrainer
 
 SCHEMA = "veil.job/1"
 MAX_TEXT_BYTES = 256 * 1024
@@ -177,12 +178,17 @@ class QueryTrainer(_Frozen):
         return data
 
 
-Trainer = Annotated[SubspaceTrainer | AlsTrainer | GradientTrainer | QueryTrainer, Field(discriminator="kind")]
-TRAINERS: tuple[str, ...] = ("subspace", "als", "gradient", "query")
+Trainer = Annotated[
+    SubspaceTrainer | AlsTrainer | GradientTrainer | QueryTrainer | ColumnsTrainer, Field(discriminator="kind")
+]
+TRAINERS: tuple[str, ...] = ("subspace", "als", "gradient", "query", "columns")
 
 
 class JobSpec(_Frozen):
-    """One job. `parties` are in rank order. `nonce` makes two submissions of the same plan two digests."""
+    """One job. `parties` are in rank order. `nonce` makes two submissions of the same plan two digests.
+
+    `catalogue` is null for trainer "columns", whose users have columns and no items, and only for that.
+    """
 
     schema_: Literal["veil.job/1"] = Field(default="veil.job/1", alias="schema")
     name: Name
@@ -190,7 +196,7 @@ class JobSpec(_Frozen):
     consortium: Name
     parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
     dealer: Name
-    catalogue: Catalogue
+    catalogue: Catalogue | None = None
     privacy: Privacy
     trainer: Trainer
     releases: tuple[Release, ...] = Field(min_length=1, max_length=MOST_RELEASES)
@@ -212,6 +218,8 @@ class JobSpec(_Frozen):
         names = [release.name for release in self.releases]
         if len(set(names)) != len(names):
             raise ValueError("got a release name twice, expected each name once")
+        if (self.catalogue is None) != (self.trainer.kind == "columns"):
+            raise ValueError(f"got trainer {self.trainer.kind} with or without a catalogue, expected it otherwise")
         if (self.privacy.noise.colluding or 0) >= len(self.parties):
             raise ValueError(
                 f"got {self.privacy.noise.colluding} colluding of {len(self.parties)} parties, expected fewer"
@@ -221,6 +229,13 @@ class JobSpec(_Frozen):
     def text(self) -> str:
         """The canonical text."""
         return canonical(self.model_dump(mode="json", by_alias=True))
+
+    @property
+    def items(self) -> Catalogue:
+        """The catalogue; raises `ConfigError` for a job without one."""
+        if self.catalogue is None:
+            raise ConfigError(f"got a job of trainer {self.trainer.kind} without a catalogue, expected one")
+        return self.catalogue
 
     def rank(self, party: str) -> int:
         """Rank of a party; raises `ConfigError` when the job does not name it."""

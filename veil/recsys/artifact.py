@@ -76,8 +76,8 @@ class TitlesArtifact:
 
 def build_files(spec: JobSpec, catalogue: Catalogue, model: Model) -> dict[FileName, bytes]:
     """The four files that a manifest lists. Raises `ArtifactError` when model, catalogue and job do not fit."""
-    if (spec.catalogue.digest, model.items) != (catalogue.digest, catalogue.items):
-        raise ArtifactError(f"got a model of {model.items} items, expected those of catalogue {spec.catalogue.digest}")
+    if (spec.items.digest, model.items) != (catalogue.digest, catalogue.items):
+        raise ArtifactError(f"got a model of {model.items} items, expected those of catalogue {spec.items.digest}")
     lines = [canonical({"id": i, "title": t}) for i, t in zip(catalogue.ids, catalogue.titles, strict=True)]
     return {
         "job.json": spec.text().encode("ascii"),
@@ -127,7 +127,7 @@ def load_model(directory: Path, authority_pem: bytes, *, require_signers: Sequen
     manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
     ids, titles = _items(directory, manifest)
     spec = check_job(directory, manifest)
-    if spec.catalogue.items != manifest.items:
+    if spec.items.items != manifest.items:
         raise ArtifactError("got a manifest whose items differ from its job text, expected the same")
     server = _tensors(directory, manifest, "item_factors.safetensors", _shapes(manifest)[0])
     client = _tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])

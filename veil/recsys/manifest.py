@@ -32,7 +32,7 @@ MAX_CLOCK_DIFFERENCE_S: Final = 3600
 _MAX_FILE_BYTES: Final = 8 * 1024**3
 
 FileName = Literal["job.json", "items.jsonl", "item_factors.safetensors", "client.safetensors"]
-OutcomeFileName = Literal["job.json", "weights.safetensors", "module.json", "answers.json"]
+OutcomeFileName = Literal["job.json", "weights.safetensors", "module.json", "answers.json", "columns.json"]
 Sign = Callable[[bytes, bytes], bytes]
 """(domain, message) to signature: `veil.identity.credentials.Credentials.sign`."""
 
@@ -60,7 +60,7 @@ class JobManifest(_Frozen):
     parties: list[Name] = Field(min_length=2, max_length=16)
     job_digest: Sha256
     training_text_digest: Sha256
-    catalogue_digest: Sha256
+    catalogue_digest: Sha256 | None
     created_s: int = Field(ge=0, lt=2**40)
     epsilon: float = Field(gt=0)
     epsilon_micro: int = Field(gt=0)
@@ -95,6 +95,7 @@ class Manifest(JobManifest):
     """A recommender whose scores are linear: what `he_inference` serves."""
 
     schema_: Literal["veil.model/1"] = Field(default=SCHEMA, alias="schema")
+    catalogue_digest: Sha256
     items: int = Field(gt=0, le=10_000_000)
     dimensions: int = Field(gt=0, le=MAX_DIMENSIONS)
     collaborative: int = Field(ge=0, le=MAX_DIMENSIONS)
@@ -104,10 +105,10 @@ class Manifest(JobManifest):
 
 
 class OutcomeManifest(JobManifest):
-    """What other jobs leave: the weights of a module, or the answers to questions."""
+    """What other jobs leave: the weights of a module or of a model on split columns, or the answers to questions."""
 
     schema_: Literal["veil.outcome/1"] = Field(default=OUTCOME_SCHEMA, alias="schema")
-    kind: Literal["module", "answers"]
+    kind: Literal["module", "answers", "columns"]
     files: dict[OutcomeFileName, FileEntry] = Field(min_length=2, max_length=4)
 
 

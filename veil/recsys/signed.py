@@ -47,7 +47,7 @@ def job_facts(spec: JobSpec, files: Mapping[str, bytes], *, created_s: int) -> d
         "parties": list(spec.parties),
         "job_digest": f"sha256:{jobs.digest(spec.text()).hex()}",
         "training_text_digest": f"sha256:{hashlib.sha256(files['job.json']).hexdigest()}",
-        "catalogue_digest": spec.catalogue.digest,
+        "catalogue_digest": None if spec.catalogue is None else spec.catalogue.digest,
         "created_s": created_s,
         "epsilon": spec.privacy.epsilon,
         "epsilon_micro": to_micro(epsilon(spec.releases, spec.privacy.delta)),
@@ -166,7 +166,7 @@ def check_job(directory: Path, manifest: JobManifest) -> JobSpec:
     claims = {
         "job_digest": f"sha256:{jobs.digest(spec.text()).hex()}",
         "training_text_digest": f"sha256:{hashlib.sha256(text).hexdigest()}",
-        "catalogue_digest": spec.catalogue.digest,
+        "catalogue_digest": None if spec.catalogue is None else spec.catalogue.digest,
         "name": spec.name,
         "consortium": spec.consortium,
         "parties": list(spec.parties),

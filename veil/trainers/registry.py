@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from veil.errors import ConfigError
+from veil.jobs.columns import ColumnsTrainer
 from veil.jobs.request import CatalogueFacts, JobRequest
 from veil.jobs.spec import AlsTrainer, GradientTrainer, JobSpec, QueryTrainer, Release, SubspaceTrainer, Trainer
 from veil.recsys.catalogue import Catalogue
@@ -28,12 +29,19 @@ class Recommender(Algorithm, Protocol):
         ...
 
 
-def check_job(spec: JobSpec, catalogue: Catalogue, *, modules: Mapping[str, Path] | None = None) -> None:
+def check_job(spec: JobSpec, catalogue: Catalogue | None, *, modules: Mapping[str, Path] | None = None) -> None:
     """Raises `ConfigError` unless trainer, releases and catalogue fit together. Runs no code that a job names.
 
     modules: as for `algorithm_of`; raises `PolicyError` on a module that is not among them with the job's digest.
     """
     trainer = spec.trainer
+    if isinstance(trainer, ColumnsTrainer):
+        from veil.trainers.columns.terms import ColumnsTerms
+
+        ColumnsTerms.of(spec)
+        return
+    if catalogue is None:
+        raise ConfigError(f"got trainer {trainer.kind!r} without a catalogue, expected one")
     if isinstance(trainer, GradientTrainer):
         from veil.trainers.gradient.releases import check_gradient_releases
         from veil.trainers.gradient.source import check_source
@@ -80,9 +88,15 @@ def recommender_of(spec: JobSpec, catalogue: Catalogue) -> Recommender:
     raise ConfigError(f"got trainer {trainer.kind!r}, expected subspace or als")
 
 
-def plan(request: JobRequest, catalogue: CatalogueFacts) -> tuple[Trainer, tuple[Release, ...]]:
+def plan(request: JobRequest, catalogue: CatalogueFacts | None) -> tuple[Trainer, tuple[Release, ...]]:
     """Trainer and releases of a job that costs at most the request's budget. Raises `ConfigError`."""
     section, privacy = request.trainer, request.privacy
+    if section.kind == "columns":
+        from veil.trainers.columns.plan import plan_request as plan_columns
+
+        return plan_columns(request)
+    if catalogue is None:
+        raise ConfigError(f"got trainer {section.kind!r} without a catalogue, expected one")
     if section.kind == "subspace":
         from veil.trainers.subspace.plan import plan_subspace
 

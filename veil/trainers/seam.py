@@ -79,10 +79,10 @@ class Expected:
 
 def check_catalogue(spec: JobSpec, catalogue: Catalogue) -> None:
     """Raises `ConfigError` unless the catalogue is the one that the job names."""
-    if (spec.catalogue.digest, spec.catalogue.items) != (catalogue.digest, catalogue.items):
+    if (spec.items.digest, spec.items.items) != (catalogue.digest, catalogue.items):
         raise ConfigError(
-            f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.catalogue.digest}"
-            f" of {spec.catalogue.items}",
+            f"got catalogue {catalogue.digest} of {catalogue.items} items, expected {spec.items.digest}"
+            f" of {spec.items.items}",
             hint="load the catalogue that the job names",
         )
 

@@ -58,12 +58,11 @@ class Descent:
 
     @property
     def residual_limit(self) -> int:
-        """A bound on |p - y| over 2^residual_bits, for every weight vector and both labels.
+        """A bound on |p - y| over 2^residual_bits, for every weight vector and both labels, rounding included.
 
-        The bound of the series, plus what tables and rounding add: two units of the precision for each wave.
+        Integers throughout: it is a number of the job that every party computes again.
         """
-        bound: float = self.sigmoid.residual() + 2 * self.sigmoid.harmonics / (1 << self.precision_bits)
-        return math.ceil(bound * (1 << self.residual_bits))
+        return self.sigmoid.residual_limit(self.precision_bits)
 
 
 def row_limit(layout: Layout, descent: Descent) -> int:
@@ -75,9 +74,12 @@ def row_limit(layout: Layout, descent: Descent) -> int:
 class Table:
     """The parties' columns, labels and weights of rows; features open under masks once, when it is made."""
 
-    def __init__(self, engine: Engine, layout: Layout, descent: Descent, own: OwnColumns | None) -> None:
-        """own: None in a dry run."""
+    def __init__(
+        self, engine: Engine, layout: Layout, descent: Descent, own: OwnColumns | None, *, offset: float = 0.0
+    ) -> None:
+        """own: None in a dry run. offset: a public number on top of every score: log odds of a public base rate."""
         self._engine, self._layout, self._descent = engine, layout, descent
+        self._offset = offset
         self._features = fixed_features(engine, layout, own)
         self._labels = labels_of(engine, layout, own, descent.residual_bits)
         self._row_weights = fixed_weights(engine, layout, own)
@@ -103,6 +105,8 @@ class Table:
     def residual(self, score: Value, rows: tuple[int, int], *others: Request) -> tuple[Value, list[Result]]:
         """sigmoid(score) - label, and what else was asked for in the same round."""
         descent = self._descent
+        if offset := round(self._offset * 2**score.bits):
+            score = self._engine.plus(score, offset)
         waved, *rest = self._engine.open_waved(score, descent.sigmoid, descent.precision_bits, *others)
         if not isinstance(waved, Value):
             raise ConfigError("got no predictions, expected one function")

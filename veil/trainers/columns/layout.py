@@ -97,6 +97,11 @@ class OwnColumns:
         weighs = bool(layout.most_weight) and rank == layout.label
         if (self.weights is not None) != weighs:
             raise InputError("got weights at the wrong party or none, expected them where the labels are, as declared")
+        for one in (self.labels, self.weights):
+            if one is not None and (one.dtype != torch.int64 or tuple(one.shape) != (layout.rows, 1)):
+                raise InputError(f"got {one.dtype} {tuple(one.shape)}, expected torch.int64 {(layout.rows, 1)}")
+        if self.labels is not None and not 0 <= int(self.labels.min()) <= int(self.labels.max()) <= 1:
+            raise InputError("got labels other than 0 and 1, expected those: sensitivity counts on it")
         most = most_weight(layout)
         if self.weights is not None and not 0 <= int(self.weights.min()) <= int(self.weights.max()) <= most:
             raise InputError(f"got weights out of range, expected 0 to {layout.most_weight:g}")

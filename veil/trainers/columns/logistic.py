@@ -78,7 +78,7 @@ class Descending:
     def __init__(self, program: Logistic, engine: Engine, own: OwnColumns | None) -> None:
         self._program, self._engine = program, engine
         layout, descent = program.layout, program.descent
-        self._table = Table(engine, layout, descent, own)
+        self._table = Table(engine, layout, descent, own, offset=program.offset)
         self._weights = Weights(engine, layout, descent, torch.zeros((layout.columns, 1), dtype=torch.int64))
 
     def restart(self) -> None:
@@ -93,8 +93,7 @@ class Descending:
         """One step on the next batch."""
         rows = self._table.rows(number)
         score = self._table.times(self._weights.masked(), rows)
-        offset = round(self._program.offset * 2**score.bits)
-        residual, _ = self._table.residual(self._engine.plus(score, offset) if offset else score, rows)
+        residual, _ = self._table.residual(score, rows)
         opened = self._table.weighed(self._engine.masked(residual), rows)
         gradient = self._table.transposed_times(opened, rows)
         self._weights.move(self._program.noised(number, gradient))

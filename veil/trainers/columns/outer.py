@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from veil.errors import ConfigError
+from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.values import Value
 
@@ -52,8 +52,14 @@ class OuterProduct:
     def run(self, engine: Engine, own: Tensor | None) -> Value:
         """The shared sum, int64[left_width, right_width] over 2^(2 bits).
 
-        own: this party's rows, int64[rows, own width], clipped; None at others and in a dry run.
+        own: this party's rows, int64[rows, own width], clipped; None at others and in a dry run. Raises `InputError`
+        for a row beyond its bound.
         """
+        if own is not None:
+            # Sensitivity: entries within the bound are not enough.
+            norm = self.left_norm if engine.rank == self.left else self.right_norm
+            if float(own.double().square().sum(1).max()) > norm * norm:
+                raise InputError(f"got a row with a norm above {norm} grid steps, expected rows clipped to it")
         left = engine.own(
             own if engine.rank == self.left else None,
             (self.rows, self.left_width),

@@ -57,8 +57,11 @@ class Hidden:
 class Perceptron:
     """The program of one job; see `veil.trainers.columns.logistic.Logistic`. Noise covers both sums of a step."""
 
-    def __init__(self, layout: Layout, descent: Descent, hidden: Hidden, *, noise: AddNoise | None = None) -> None:
+    def __init__(
+        self, layout: Layout, descent: Descent, hidden: Hidden, *, noise: AddNoise | None = None, offset: float = 0.0
+    ) -> None:
         self.layout = layout
+        self.offset = offset
         self.descent = descent
         self.hidden = hidden
         self._noise = noise
@@ -82,8 +85,7 @@ class Perceptron:
     def sensitivity(self) -> int:
         """L2 sensitivity of both sums of a step together, in their units."""
         linear = 1 << self.hidden_bits
-        rounding = 2 * self.hidden.slope.harmonics << self.hidden.precision_bits
-        slope = math.ceil(linear * self.hidden.slope.greatest()) + rounding
+        slope = self.hidden.slope.limit(self.hidden.precision_bits)
         both = math.isqrt(linear * linear + self.hidden.units * slope * slope) + 1
         return row_limit(self.layout, self.descent) * both
 
@@ -94,9 +96,13 @@ class Perceptron:
         )
         return torch.cat([torch.zeros((self.layout.columns, 1), dtype=torch.int64), units], dim=1)
 
+    def start(self, engine: Engine, own: OwnColumns | None) -> Learning:
+        """The data masked and opened, the weights as they start. own: None in a dry run."""
+        return Learning(self, engine, own)
+
     def run(self, engine: Engine, own: OwnColumns | None) -> Value:
         """Shared weights, int64[columns, 1 + units]: the linear part, then a column for each unit."""
-        learning = _Learning(self, engine, own)
+        learning = self.start(engine, own)
         for step in range(self.descent.steps):
             learning.step(step)
         return learning.weights()
@@ -106,17 +112,21 @@ class Perceptron:
         return gradient if self._noise is None else self._noise(step, gradient)
 
 
-class _Learning:
+class Learning:
+    """One party's part of a descent that is under way."""
+
     def __init__(self, program: Perceptron, engine: Engine, own: OwnColumns | None) -> None:
         self._program, self._engine = program, engine
-        self._table = Table(engine, program.layout, program.descent, own)
+        self._table = Table(engine, program.layout, program.descent, own, offset=program.offset)
         self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
         self._signs = signs(program.hidden.units)
 
     def weights(self) -> Value:
+        """int64[columns, 1 + units], parties' columns in rank order."""
         return self._weights.value()
 
     def step(self, number: int) -> None:
+        """One step on the next batch."""
         engine, table, hidden = self._engine, self._table, self._program.hidden
         rows = table.rows(number)
         scores = table.times(self._weights.masked(), rows)

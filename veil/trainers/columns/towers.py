@@ -55,9 +55,17 @@ class Towers:
     """The program of one job; see `veil.trainers.columns.logistic.Logistic`. Noise covers all sums of a step."""
 
     def __init__(
-        self, layout: Layout, descent: Descent, hidden: Hidden, sides: Sides, *, noise: AddNoise | None = None
+        self,
+        layout: Layout,
+        descent: Descent,
+        hidden: Hidden,
+        sides: Sides,
+        *,
+        noise: AddNoise | None = None,
+        offset: float = 0.0,
     ) -> None:
         sides.check(layout)
+        self.offset = offset
         self.layout, self.descent, self.hidden, self.sides = layout, descent, hidden, sides
         self._noise = noise
 
@@ -76,9 +84,9 @@ class Towers:
     def sensitivity(self) -> int:
         """L2 sensitivity of all sums of a step together, in their units."""
         hidden, one = self.hidden, 1 << _BACK_BITS
-        rounding = 2 * hidden.activation.harmonics / (1 << hidden.precision_bits)
-        product = (hidden.activation.greatest() + rounding) * (hidden.slope.greatest() + rounding)
-        limit = math.ceil(one * product) + 1
+        product = hidden.activation.limit(hidden.precision_bits) * hidden.slope.limit(hidden.precision_bits)
+        # One unit for the truncation, whichever neighbour it takes.
+        limit = (product >> 4 * hidden.precision_bits - _BACK_BITS) + 1
         return row_limit(self.layout, self.descent) * (math.isqrt(one * one + hidden.units * limit * limit) + 1)
 
     def starting_weights(self) -> torch.Tensor:
@@ -87,9 +95,13 @@ class Towers:
         units = starting_units(columns, hidden.units, hidden.start, hidden.spread, self.weight_bits)
         return torch.cat([torch.zeros((columns, 1), dtype=torch.int64), units], dim=1)
 
+    def start(self, engine: Engine, own: OwnColumns | None) -> Learning:
+        """The data masked and opened, the weights as they start. own: None in a dry run."""
+        return Learning(self, engine, own)
+
     def run(self, engine: Engine, own: OwnColumns | None) -> Value:
         """Shared weights, int64[columns, 1 + units]: the linear part, then a column for each unit."""
-        learning = _Learning(self, engine, own)
+        learning = self.start(engine, own)
         for step in range(self.descent.steps):
             learning.step(step)
         return learning.weights()
@@ -99,17 +111,21 @@ class Towers:
         return gradient if self._noise is None else self._noise(step, gradient)
 
 
-class _Learning:
+class Learning:
+    """One party's part of a descent that is under way."""
+
     def __init__(self, program: Towers, engine: Engine, own: OwnColumns | None) -> None:
         self._program, self._engine = program, engine
-        self._table = Table(engine, program.layout, program.descent, own)
+        self._table = Table(engine, program.layout, program.descent, own, offset=program.offset)
         self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
         self._signs = signs(program.hidden.units)
 
     def weights(self) -> Value:
+        """int64[columns, 1 + units], parties' columns in rank order."""
         return self._weights.value()
 
     def step(self, number: int) -> None:
+        """One step on the next batch."""
         engine, table = self._engine, self._table
         hidden, sides = self._program.hidden, self._program.sides
         units = hidden.units

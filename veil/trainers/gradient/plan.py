@@ -125,7 +125,7 @@ def plan_request(request: JobRequest) -> tuple[GradientTrainer, tuple[Release, .
     from veil.trainers.gradient.source import read_code
 
     section = request.trainer
-    if section.module is None or section.module_file is None:
+    if section.module is None or section.module_file is None or request.catalogue is None:
         raise ConfigError("got trainer gradient without a module, expected [trainer] module and module_file")
     code, digest = read_code(section.module_file, section.module)
     facts = facts_of(Catalogue.load(request.catalogue.path), seed=0, options=section.overrides)

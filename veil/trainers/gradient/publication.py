@@ -103,8 +103,8 @@ def load_module(
     trainer = spec.trainer
     if not isinstance(trainer, GradientTrainer):
         raise ArtifactError(f"got a module from a job of trainer {trainer.kind!r}, expected gradient")
-    if catalogue.digest != spec.catalogue.digest:
-        raise ArtifactError(f"got catalogue {catalogue.digest[:23]}…, expected {spec.catalogue.digest[:23]}…")
+    if catalogue.digest != spec.items.digest:
+        raise ArtifactError(f"got catalogue {catalogue.digest[:23]}…, expected {spec.items.digest[:23]}…")
     described = parsed(
         TypeAdapter(ModuleFacts), listed(directory, manifest, "module.json", _MODULE_BYTES), "module.json"
     )

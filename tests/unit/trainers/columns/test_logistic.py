@@ -129,3 +129,8 @@ def test_rows_beyond_the_norm_and_missing_labels_are_refused() -> None:
         OwnColumns(own[0].features * 2, own[0].labels).check(layout, 0)
     with pytest.raises(InputError, match="labels at rank 0 only"):
         OwnColumns(own[0].features).check(layout, 0)
+    assert own[0].labels is not None
+    wrong = [own[0].labels - 1, own[0].labels * 2, own[0].labels[:-1], own[0].labels.double()]
+    for labels in wrong:
+        with pytest.raises(InputError, match=r"labels other than 0 and 1|expected torch.int64 \(300, 1\)"):
+            OwnColumns(own[0].features, labels).check(layout, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.mpc.engine.together import together
-from veil.errors import ConfigError
+from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
 from veil.privacy.mechanism import to_grid
@@ -47,3 +47,16 @@ def test_no_user_moves_the_sum_by_more_than_the_sensitivity() -> None:
 def test_one_party_on_both_sides_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected two"):
         OuterProduct(ROWS, 1, 6, 1, 4, bits=12, left_norm=1, right_norm=1)
+
+
+def test_rows_beyond_their_norm_are_refused_though_every_entry_is_within() -> None:
+    program = OuterProduct(2, 0, 2, 1, 1, bits=12, left_norm=100, right_norm=100)
+    rows = {0: torch.tensor([[60, 80], [80, 80]]), 1: torch.tensor([[100], [-100]])}
+
+    def part(engine: Engine) -> torch.Tensor:
+        return engine.combine(program.run(engine, None if engine.device.type == "meta" else rows[engine.rank]))
+
+    with pytest.raises(InputError, match="norm above 100"):
+        together(2, part)
+    rows[0][1, 1] = 60
+    assert together(2, part)[0].tolist() == [[60 * 100 - 80 * 100], [80 * 100 - 60 * 100]]
