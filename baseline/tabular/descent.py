@@ -30,6 +30,7 @@ from veil.tabular.schema import TabularSchema
 
 STATE_BITS: Final = 20
 _CONSTANT_BITS: Final = 16
+_LEAST_CONSTANT: Final = 2.0 ** (_CONSTANT_BITS - 62)
 _EXACT: Final = 2**53
 _ROOM: Final = 2**62
 
@@ -64,11 +65,14 @@ def descend(
 
     rows: int64[n, width] in steps of 2^-bits, labels: int64[n] of 0 and 1, rate: public base rate in (0, 1), users:
     public (noised) number of users. noise: called with the step's number, returns int64[width] in steps of
-    2^-(bits + 14). Raises `StateError` when a residual leaves its bound or a number its room.
+    2^-(bits + 14). Raises `StateError` when a residual leaves its bound or a number its room, or when the learning rate
+    is too small for 63 bits.
     """
     bias = math.log(rate / (1.0 - rate))
     # learning rate / users from steps of 2^-(bits + 14) to steps of 2^-20, as constant / 2^shift with 15 bits or more
     wanted = options.learning_rate / users * 2.0 ** (STATE_BITS - schema.bits - RESIDUAL_BITS)
+    if wanted < _LEAST_CONSTANT:  # a shift of 63 bits and more leaves signs of gradients alone
+        raise StateError("got a learning rate that is too small to move a weight", hint="choose a larger one")
     shift = _CONSTANT_BITS - math.floor(math.log2(wanted))
     constant = round(wanted * 2.0**shift)
     exact = rows.astype(np.float64)

@@ -2,8 +2,10 @@
 
 Guarantee: a receiver knows how many rows come, so it states the exact shape of every message before it reads one, and
 holds one list at a time; what does not fit ends the job with the peer named. Lists that pass through a party are
-checked for repeated points: a point sent twice could be followed through a shuffle. Sending and receiving alternate
-batch by batch, so no more than a batch or two wait in any queue, whatever the size of the lists.
+checked for repeated points, up to the sign: a point sent twice, or with its negative, could be followed through a
+shuffle. (So could a point and its double, which nobody can see: this is no proof against parties that depart from the
+protocol.) On the ring, sending and receiving alternate batch by batch, so no more than a batch or two wait in any
+queue, whatever the size of the lists; lists that go one way fill a queue up to the transport's limit.
 """
 
 from __future__ import annotations
@@ -140,8 +142,9 @@ class Exchange:
                 self.receive(0, source)
 
     def distinct(self, rows: Bytes, sender: int) -> Bytes:
-        """The rows; raises `ProtocolMismatch` naming the sender when one of them comes twice."""
-        if has_repetitions(rows):
+        """The rows; raises `ProtocolMismatch` naming the sender when one of them comes twice, or its negative does."""
+        # The first byte of a point is the sign of y; k(-P) = -(kP) has the x of kP.
+        if has_repetitions(rows[:, 1:] if rows.shape[1] == POINT_BYTES else rows):
             raise self.wrong(sender, "got a row twice in one list, expected distinct ones")
         return rows
 

@@ -7,7 +7,9 @@ none, and of its own whether another party has them too.
 
 (1) the collector unites the blinded lists F_i, and refuses when the union is larger than declared;
 (2) it takes the points of the union in an order of its own, with random points among them up to the declared number,
-    multiplies by r_c / k_c and sends them on; every party in turn multiplies by r_i / k_i and shuffles;
+    multiplies by r_c / k_c and sends them on; every party in turn multiplies by r_i / k_i and shuffles. Random points
+    are products too, of a few fixed ones and a new number for each batch (random under the same assumption): made by
+    hashing, which takes half as long again, they would let the next party read the size of the union off the clock;
 (3) the last party sends the set, now R*H(x) for all x of the union, to all.
 
 This is Private-ID (Buddhavarapu et al., "Private matching for compute", 2020), with the set of names computed once
@@ -102,13 +104,15 @@ def _convert(exchange: AlignmentExchange, union: Points | None, secrets: Secrets
 
 
 def _convert_union(exchange: AlignmentExchange, union: Points, scalar: Scalar, following: int) -> None:
-    """(2) at the collector: sends the union and, among it, points of nobody."""
+    """(2) at the collector: sends the union and, among it, points of nobody; equal work for every batch of a length."""
     order = private_permutation(exchange.plan.result)
-    for part in batches(len(order)):
+    parts = batches(len(order))
+    nobody = exchange.curve.hash(dummies(parts[0].stop), Scalar.draw())
+    for part in parts:
         chosen = order[part]
         real = chosen < len(union)
         batch = np.empty((len(chosen), POINT_BYTES), dtype=np.uint8)
         batch[real] = exchange.curve.multiply(union[chosen[real]], scalar)
-        batch[~real] = exchange.curve.hash(dummies(int(np.count_nonzero(~real))), scalar)
+        batch[~real] = exchange.curve.multiply(nobody[: np.count_nonzero(~real)], Scalar.draw())
         exchange.send(batch, following)
         exchange.advance(len(chosen))

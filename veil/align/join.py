@@ -5,8 +5,8 @@ p holds the lead's id, and of p's columns for that id, or of zeros where it does
 
 The parties are semi-honest, and any n-1 may collude. Everybody learns the plan: declared sizes and numbers of columns.
 Nobody learns anything else: not which rows are common, not how many, not how many ids anyone has. Messages depend on
-the plan alone in number and size. `veil.align.protocol` is cheaper and needs no dealer, but its collector learns how
-many ids are common.
+the plan alone in number and size (of their times, `veil.align.protocol` says what depends on a party's own number of
+ids). `veil.align.protocol` is cheaper and needs no dealer, but its collector learns how many ids are common.
 
 This is circuit-PSI with payloads (Pinkas, Schneider, Tkachenko, Yanai, "Efficient circuit-based PSI with linear
 communication", 2019), its oblivious programmable function made from the curve (`veil.align.curve`):

@@ -9,10 +9,11 @@ Everybody learns the plan (declared sizes) and, where it says `padded = false`, 
                      is the result); nothing of other rows     are common: only that the union fits
   the collector      for every combination of parties, how     the same numbers
                      many ids exactly these hold
-  n-1 colluding,     these numbers, and what they imply: if    the same
-  the collector      only one of their ids is held by one
-  among them         combination of them, whether the last
-                     party holds it
+  up to n-1          these numbers (without the collector, of  the same
+  colluding          lists that end at them), and what they
+                     imply: if only one of their ids is held
+                     by one combination of them, whether the
+                     last party holds it
   who listens        nothing but sizes of messages, which      nothing: sizes follow from the plan
                      follow from plan and size of the result
 
@@ -23,7 +24,10 @@ number of parties. Where no number at all may become known, `veil.align.join` do
 
 What remains outside: a party may enter ids that it does not hold (no protocol without signed ids can tell); in
 "reveal" it learns membership for those, which is why the result is bounded. A collector that departs from the protocol
-can leave rows out of a revealed result, but not put rows in.
+can leave rows out of a revealed result, but not put rows in; with three and more parties it can also have points
+unwrapped that are not common, and guess ids (`veil.align.reveal`). Sizes and numbers of messages say no more than the
+table; their times may: the curve's work, nearly all there is, follows from the plan, but the work on own ids before the
+first point, some microseconds each, does not.
 
 (1) the parties compare plan and job; (2) they draw a key together, for this run only and bound to job and plan, and
 every id becomes a pseudonym under it (`veil.align.ids`), so two runs have no message in common; (3) the lists, filled
@@ -96,7 +100,7 @@ def align(
         mixed = mix(exchange, own, sizes, secrets)  # (3)
         lists = collect(exchange, mixed, sizes)  # (4)
         if mixed.renamed is None:
-            shared, found = reveal(exchange, lists, mixed.own, own, secrets)
+            shared, found = reveal(exchange, lists, mixed, own, secrets)
         else:
             shared, found = hide(exchange, lists, mixed.renamed, secrets)
     rows = np.full(len(found), -1, dtype=np.int64)

@@ -6,7 +6,11 @@
     as k_c*H(x), c the collector, which finds them among the points that it sent first;
 (3) it names the pseudonyms, sorted; each party looks up its own rows and refuses a pseudonym that it does not hold.
 
-By (3) the result is a subset of the true intersection whatever the collector does.
+By (3) the result is a subset of the true intersection whatever the collector does. In (2) others take their secrets off
+for it, so it could have other points unwrapped than common ones, and test guesses of ids on them (it knows the key of
+the pseudonyms): the first on the way refuses what is not in the list F that it holds itself. With two parties that is
+the collector's own list, and nothing else can be unwrapped; with more it is the list of the party after the first, and
+of those a collector that departs from the protocol could still unwrap as many as it says are common.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 from veil.align.curve import Points
 from veil.align.exchange import AlignmentExchange, batches
 from veil.align.ids import PSEUDONYM_BYTES, Pseudonyms
-from veil.align.mixing import Secrets
+from veil.align.mixing import Mixed, Secrets
 from veil.align.ordering import private_permutation
 from veil.align.plan import Rows
 from veil.align.sets import SortedRows, common
@@ -27,22 +31,22 @@ _REFUSED = -1
 
 
 def reveal(
-    exchange: AlignmentExchange, lists: list[Points] | None, first: Points, own: Pseudonyms, secrets: Secrets
+    exchange: AlignmentExchange, lists: list[Points] | None, mixed: Mixed, own: Pseudonyms, secrets: Secrets
 ) -> tuple[Pseudonyms, Rows]:
     """Pseudonyms of the common rows, sorted, and where they stand in `own`.
 
-    lists: all F_i at the collector, None elsewhere. first: k_i*H(own), the points that this party sent first.
+    lists: all F_i at the collector, None elsewhere.
     """
     points = None if lists is None else common(lists)
     count = _agree_on_count(exchange, None if points is None else len(points))
     collector = exchange.plan.collector
     exchange.begin("unwrap", count)
     if points is None:
-        _unwrap(exchange, count, secrets)
+        _unwrap(exchange, count, mixed.blinded, secrets)
         names = exchange.receive_all(count, collector, PSEUDONYM_BYTES)
     else:
         unwrapped = _circulate(exchange, points[private_permutation(count)])
-        names = SortedRows(own[_positions(exchange, unwrapped, first)]).rows
+        names = SortedRows(own[_positions(exchange, unwrapped, mixed.own)]).rows
         exchange.send_all(names, (peer for peer in range(exchange.world_size) if peer != collector))
     found = SortedRows(own).find(names)
     if missing := np.count_nonzero(found < 0):
@@ -67,14 +71,18 @@ def _agree_on_count(exchange: AlignmentExchange, count: int | None) -> int:
     return number
 
 
-def _unwrap(exchange: AlignmentExchange, count: int, secrets: Secrets) -> None:
-    """(2) at a party that is not the collector: takes its secret off whatever passes."""
+def _unwrap(exchange: AlignmentExchange, count: int, blinded: Points, secrets: Secrets) -> None:
+    """(2) at a party that is not the collector: takes its secret off what passes, once points of `blinded` alone do."""
     route = _route(exchange)
     at = route.index(exchange.rank)
     source, target, inverse = route[at - 1], route[(at + 1) % len(route)], secrets.compare.inverse()
+    held = SortedRows(blinded) if at == 1 else None
     for part in batches(count):
         rows = part.stop - part.start
-        exchange.send(exchange.multiply(exchange.receive(rows, source), inverse, source), target)
+        points = exchange.receive(rows, source)
+        if held is not None and (strange := np.count_nonzero(held.find(points) < 0)):
+            raise exchange.wrong(source, f"got {strange} points that are not in a blinded list, expected common ones")
+        exchange.send(exchange.multiply(points, inverse, source), target)
         exchange.advance(rows)
 
 

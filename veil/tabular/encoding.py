@@ -7,6 +7,7 @@ and the others at 0. `squares_bound` is exact: no row can have more.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -40,15 +41,16 @@ def encode_features(table: PartyTable) -> Float64:
 def scaled(column: NumericColumn, values: Float64) -> Float64:
     """Clamp to [lower, upper], transform, then the line that takes these bounds to -1 and 1.
 
-    float64[n] of finite numbers -> float64[n]: 2 t / top - 1, t = x - lower, top = upper - lower; for "log" both of
+    float64[n] of finite numbers -> float64[n]: 2 (t / top) - 1, t = x - lower, top = upper - lower; for "log" both of
     these go through log2(1 + .) first.
     """
     position = np.clip(values, column.lower, column.upper) - column.lower
     top = column.upper - column.lower
     if column.transform == "log":
         position, top = np.log2(1.0 + position), float(np.log2(1.0 + top))
-    # Clamped again: a quotient may exceed 1 in the last place.
-    return np.clip(2.0 * position / top - 1.0, -1.0, 1.0)
+    # Clamped again: a quotient may exceed 1 in the last place. Doubled last, as the position may be near the largest
+    # number there is.
+    return np.clip(2.0 * (position / top) - 1.0, -1.0, 1.0)
 
 
 def bucket(column: str, value: str, buckets: int) -> int:
@@ -97,18 +99,19 @@ def _codes(column: Column, values: pl.Series) -> npt.NDArray[np.int64]:
             code[values.is_null().to_numpy()] = len(column.edges) + 1
         return code
     distinct = values.unique()
-    found = pl.Series([_code(column, value) for value in distinct.to_list()], dtype=pl.Int64)
+    found = pl.Series(list(map(_code_of(column), distinct.to_list())), dtype=pl.Int64)
     of_value = pl.DataFrame({"value": distinct, "code": found})
     joined = pl.DataFrame({"value": values}).join(of_value, on="value", how="left", maintain_order="left")
     return np.asarray(joined["code"].to_numpy(), dtype=np.int64)
 
 
-def _code(column: CategoricalColumn | HashedColumn, value: str) -> int:
-    if value == "" and column.missing == "indicator":
-        return column.width - 1
+def _code_of(column: CategoricalColumn | HashedColumn) -> Callable[[str], int]:
+    known = {"": column.width - 1} if column.missing == "indicator" else {}
     if isinstance(column, HashedColumn):
-        return bucket(column.name, value, column.buckets)
-    if value in column.vocabulary:
-        return column.vocabulary.index(value)
+        name, buckets = column.name, column.buckets
+        return lambda value: known[value] if value in known else bucket(name, value, buckets)
+    # A table: looking through the vocabulary for every text of a file would take its length times theirs.
+    known |= {value: at for at, value in enumerate(column.vocabulary)}
     # `veil.tabular.reading` has refused unknown values where the schema does; -1 is no feature at all.
-    return len(column.vocabulary) if column.unknown == "other" else -1
+    other = len(column.vocabulary) if column.unknown == "other" else -1
+    return lambda value: known.get(value, other)

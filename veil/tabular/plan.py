@@ -96,7 +96,8 @@ def charged_release(steps: tuple[Release, ...], name: str, shape: tuple[int, ...
     """One release that costs at least as much as equal `steps` together: what a ledger and a job's list may carry.
 
     T mechanisms of sensitivity S and noise sigma have mu^2 = T S^2 / sigma^2, that of one with noise sigma / sqrt(T)
-    (rounded down, hence dearer). Raises `ConfigError` unless all steps are equal Gaussians on all users.
+    (rounded down, hence dearer). Raises `ConfigError` unless all steps are equal Gaussians on all users, and when less
+    than one grid step of noise is left, which no release can have.
     """
     if not steps:
         raise ConfigError("got no steps, expected at least one")
@@ -105,4 +106,6 @@ def charged_release(steps: tuple[Release, ...], name: str, shape: tuple[int, ...
     if any((one.sensitivity, one.sigma, one.mechanism, one.sampling) != alike for one in steps):
         raise ConfigError("got steps that differ in sensitivity, noise or sampling, expected equal ones")
     sigma = math.isqrt(first.sigma**2 // len(steps))
-    return Release(name=name, shape=shape, sensitivity=first.sensitivity, sigma=max(1, sigma))
+    if sigma == 0:
+        raise ConfigError(f"got {len(steps)} steps of noise {first.sigma}, expected at least sqrt(steps)")
+    return Release(name=name, shape=shape, sensitivity=first.sensitivity, sigma=sigma)

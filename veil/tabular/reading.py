@@ -78,11 +78,15 @@ def read_party(
     """
     mine = schema.of(party)
     label = schema.label if schema.label_party == party else None
-    wanted = [mine.identifier, *(column.name for column in mine.columns)]
+    # Texts first: read from a typed file they must not be 7.0 where another file says 7, which is another category.
+    by_kind = sorted(mine.columns, key=lambda column: isinstance(column, NumericColumn))
+    texts = sum(not isinstance(column, NumericColumn) for column in mine.columns)
+    wanted = [mine.identifier, *(column.name for column in by_kind)]
+    place = {name: str(at) for at, name in enumerate(wanted)}
     if label is not None and labelled:
         wanted.append(label.name)
     layout = layout or TableFormat(max_rows=schema.slots)
-    frame = pl.concat(list(table.read_chunks(Path(path), wanted, layout, identifiers=1)))
+    frame = pl.concat(list(table.read_chunks(Path(path), wanted, layout, identifiers=1 + texts)))
     _refuse(frame.filter(pl.col(REASON).is_not_null()), "rows that do not parse", "well-formed ones")
     text = pl.col(_IDENTIFIER)
     wrong = (text == "") | (text.str.len_chars() > MAX_TEXT_CHARACTERS) | text.str.contains(r"\p{Cc}")
@@ -94,7 +98,7 @@ def read_party(
     if len(frame) > schema.slots:
         raise DataError(f"got {len(frame)} rows, expected at most the schema's {schema.slots} slots")
     lines = frame[LINE]
-    columns = tuple(_column(frame[str(at)], lines, column) for at, column in enumerate(mine.columns, start=1))
+    columns = tuple(_column(frame[place[column.name]], lines, column) for column in mine.columns)
     labels = None if label is None else np.full(len(frame), -1, dtype=np.int8)
     if label is not None and labelled:
         labels = _labels(frame[str(len(wanted) - 1)], lines, label)

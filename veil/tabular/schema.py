@@ -28,6 +28,8 @@ MOST_WIDTH: Final = 65_536
 MOST_CATEGORIES: Final = 4096
 MOST_ROWS: Final = 2**27
 MAX_TEXT_CHARACTERS: Final = 256
+# In a smaller one log2(1 + x - lower) has few values, or the one value 0, by which nothing can be divided.
+_LEAST_LOG_RANGE: Final = 2.0**-20
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Category = Annotated[
@@ -70,6 +72,8 @@ class NumericColumn(_Column):
     def _consistent(self) -> Self:
         if not (self.lower < self.upper and math.isfinite(self.upper - self.lower)):
             raise ValueError(f"got bounds {self.lower:g} and {self.upper:g}, expected a lower and a larger upper one")
+        if self.transform == "log" and self.upper - self.lower < _LEAST_LOG_RANGE:
+            raise ValueError(f"got a logarithm over a range below {_LEAST_LOG_RANGE:g}, expected no transform there")
         if any(not low < high for low, high in pairwise((self.lower, *self.edges, self.upper))):
             raise ValueError("got edges that do not ascend strictly between the bounds, expected ascending ones")
         if self.edges and self.transform != "none":

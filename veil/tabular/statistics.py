@@ -20,6 +20,7 @@ scale: without it the largest eigenvalue of X^T X is that of the mean row, and g
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ STATISTICS_BITS: Final = 14
 _PUBLIC_STEP: Final = 2.0**20
 _LEAST_VARIANCE: Final = 2.0**-12
 _LEAST_RATE: Final = 2.0**-10
+_MOST_NAME: Final = 48
 
 Int64 = npt.NDArray[np.int64]
 
@@ -87,8 +89,12 @@ class Standardisation:
 
 
 def release_name(party: str) -> str:
-    """Name of a party's statistics among the job's releases."""
-    return f"statistics-{party}"[:48].rstrip("-")
+    """Name of a party's statistics among the job's releases, at most 48 characters; parties' names stay distinct."""
+    name = f"statistics-{party}"
+    if len(name) <= _MOST_NAME:
+        return name
+    # Names that begin alike would be equal once cut; part of a digest tells them apart.
+    return f"{name[: _MOST_NAME - 9]}-{hashlib.sha256(party.encode()).hexdigest()[:8]}"
 
 
 def entries(schema: TabularSchema, party: str) -> int:
@@ -127,12 +133,17 @@ def statistics_release(schema: TabularSchema, party: str, multiplier: float) -> 
 
 
 def contribution(schema: TabularSchema, table: PartyTable) -> Int64:
-    """One party's exact integer sums, int64[entries], in steps of 2^-14: what goes into the secure sum."""
+    """One party's exact integer sums, int64[entries], in steps of 2^-14: what goes into the secure sum.
+
+    Zeros for a table without rows, which is what an empty intersection leaves.
+    """
     party = table.party.party
     bound = norm_bound(schema, party)
-    sums = [vector_sum(to_grid(_rows(schema, block), bound, STATISTICS_BITS)) for block in table.blocks()]
-    # At most 2^27 slots of entries below 2^14 sqrt(65,536 + 1): far from 63 bits.
-    return np.asarray(np.stack(sums).sum(axis=0, dtype=np.int64))
+    total = np.zeros(entries(schema, party), dtype=np.int64)
+    for block in table.blocks():
+        # At most 2^27 slots of entries below 2^14 sqrt(65,536 + 1): far from 63 bits.
+        total += vector_sum(to_grid(_rows(schema, block), bound, STATISTICS_BITS))
+    return total
 
 
 def _rows(schema: TabularSchema, table: PartyTable) -> Float64:

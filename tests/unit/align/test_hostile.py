@@ -41,10 +41,19 @@ def repeated(tensor: Tensor) -> Tensor:
     return tensor[:1].repeat(len(tensor), 1)
 
 
+def negated(tensor: Tensor) -> Tensor:
+    """The second point is the first one's negative: after a shuffle two points with one x stand for them."""
+    spoiled = tensor.clone()
+    spoiled[1] = spoiled[0]
+    spoiled[1, 0] ^= 1
+    return spoiled
+
+
 TAMPERS: dict[str, Tamper] = {
     "no points": no_points,
     "one no point": one_no_point,
     "repeated": repeated,
+    "negated": negated,
     "one less": lambda tensor: tensor[:-1],
     "one more": lambda tensor: torch.cat([tensor, tensor[:1]]),
     "nothing": lambda tensor: tensor[:0],
@@ -143,6 +152,24 @@ def test_points_that_were_never_sent_are_refused() -> None:
     results, bad = attacked("reveal", LISTS, 1, chosen, others)
     assert bad.tampered == 2
     assert isinstance(results[0], ProtocolMismatch) and results[0].culprits == ("beta",)
+
+
+def test_only_points_of_the_collectors_own_list_are_unwrapped() -> None:
+    """A collector that has other points stripped of the secret would test guesses of ids on what comes back."""
+    batches = [0]
+
+    def chosen(_: int, tensor: Tensor) -> bool:
+        batches[0] += is_batch_of_points(tensor)
+        return is_batch_of_points(tensor) and batches[0] > 3  # 12 rows out, then the common ones
+
+    def others(tensor: Tensor) -> Tensor:
+        with Curve() as curve:
+            return torch.from_numpy(curve.hash(dummies(len(tensor)), Scalar.draw()).copy())
+
+    results, bad = attacked("reveal", LISTS, 0, chosen, others)
+    assert bad.tampered >= 1
+    assert isinstance(results[1], ProtocolMismatch) and results[1].culprits == ("alpha",)
+    assert "blinded list" in str(results[1])
 
 
 def test_a_set_of_names_without_the_own_ones_is_refused() -> None:

@@ -220,4 +220,4 @@ def test_what_does_not_belong_is_refused_by_name(hostile: int, what: str) -> Non
 
 def test_secrets_do_not_print() -> None:
     results = run([["a"], ["a"]], JoinPlan(0, (1, 1), (0, 2)))
-    assert [repr(result) for result in results] == ["Joined({1: (66, 2)})"] * 2
+    assert [repr(result) for result in results] == ["Joined({1: (162, 2)})"] * 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.align.company import HEADER_BYTES, Recorder, aligned, communicators, points, run
-from veil.align import mixing, protocol
+from veil.align import hidden, mixing, protocol
 from veil.align.curve import Curve, Scalar
 from veil.align.ids import pseudonyms
 from veil.align.protocol import AlignmentPlan
@@ -100,6 +100,36 @@ def test_hidden_traffic_has_one_shape_whatever_the_ids(collector: int) -> None:
     ]
     shapes = [shape(recorded(lists, plan)) for lists in companies]
     assert all(each == shapes[0] for each in shapes)
+
+
+def test_the_collector_of_a_hidden_result_works_alike_whatever_the_union(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing a point takes longer than multiplying one: were dummies hashed, batches would tell how many there are."""
+    plan = plan_of("hidden", (8, 8))
+    real = hidden._convert_union
+    work: list[tuple[str, int]] = []
+
+    class Counting(Curve):
+        def hash(self, names: Any, scalar: Scalar) -> Any:
+            work.append(("hash", len(names)))
+            return super().hash(names, scalar)
+
+        def multiply(self, points: Any, scalar: Scalar) -> Any:
+            work.append(("multiply", len(points)))
+            return super().multiply(points, scalar)
+
+    def convert(exchange: Any, *rest: Any) -> None:
+        exchange.curve = Counting()
+        with exchange.curve:
+            real(exchange, *rest)
+
+    monkeypatch.setattr(hidden, "_convert_union", convert)
+    same = [str(row) for row in range(8)]
+    totals = []
+    for lists in ([same, same], [same, [f"other-{row}" for row in range(8)]]):
+        work.clear()
+        aligned(lists, run(lists, plan))
+        totals.append({kind: sum(rows for name, rows in work if name == kind) for kind in ("hash", "multiply")})
+    assert totals[0] == totals[1] == {"hash": 16, "multiply": 16}
 
 
 def test_revealed_traffic_depends_on_the_size_of_the_result_alone() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from tests.unit.tabular.conftest import BANK, SHOP
 from veil.errors import InputError
 from veil.tabular.encoding import bucket, encode_features, scaled, squares_bound
 from veil.tabular.reading import PartyTable, read_party
-from veil.tabular.schema import NumericColumn, TabularSchema
+from veil.tabular.schema import CategoricalColumn, NumericColumn, PartyColumns, TabularSchema
 
 Write = Callable[..., Path]
 
@@ -52,6 +53,31 @@ def test_numbers_stay_within_one(lower: float, span: float, value: float, transf
     result = float(scaled(column, np.array([value]))[0])
     assert -1.0 <= result <= 1.0
     assert scaled(column, np.array([lower, lower + span])).tolist() == [-1.0, 1.0]
+
+
+def test_bounds_near_the_largest_number_do_not_overflow() -> None:
+    column = NumericColumn(name="x", lower=0.0, upper=1.5 * 2.0**1023)
+    assert scaled(column, np.array([0.75, 1.125, 1.5]) * 2.0**1023).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_a_text_is_found_without_a_search_through_the_vocabulary() -> None:
+    """Thousands of categories times millions of texts would be hours."""
+    looks = [0]
+
+    class Counted(tuple[str, ...]):
+        def __contains__(self, value: object) -> bool:
+            looks[0] += 1
+            return super().__contains__(value)
+
+    names = Counted(f"c{number}" for number in range(50))
+    column = CategoricalColumn(name="v", vocabulary=names, missing="indicator")
+    object.__setattr__(column, "vocabulary", names)
+    party = PartyColumns.model_construct(party="p", identifier="id", columns=(column,), norm_share=1.0)
+    values = pl.Series(["c3", "", "d", *(f"e{number}" for number in range(97)), "c49"], dtype=pl.String)
+    table = PartyTable(party, tuple(map(str, range(len(values)))), (values,), None)
+    codes = encode_features(table).argmax(axis=1)
+    assert codes.tolist() == [3, 51, 50, *[50] * 97, 49]
+    assert looks[0] <= 50
 
 
 def test_the_bound_on_squares_holds_and_is_met() -> None:

@@ -28,6 +28,10 @@ def test_refuses_what_does_not_add_up(schema: TabularSchema) -> None:
             plan_releases(schema, epsilon=1.0, delta=1e-5, steps=steps, parameters=15, statistics_share=share)
     with pytest.raises(ConfigError, match="at least one"):
         charged_release((), "weights", (15,))
+    # Noise of 1 / sqrt(4) rounds to none; noise of 1 would cost less than the four steps do.
+    four = tuple(release.model_copy(update={"sigma": 1}) for release in plan[2:] * 2)
+    with pytest.raises(ConfigError, match=r"expected at least sqrt\(steps\)"):
+        charged_release(four, "weights", (15,))
 
 
 def test_more_rows_and_more_budget_let_weights_travel_further() -> None:

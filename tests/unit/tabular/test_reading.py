@@ -45,6 +45,17 @@ def test_parquet_and_csv_read_alike(schema: TabularSchema, write: Write, tmp_pat
         assert one.to_list() == other.to_list()
 
 
+def test_categories_are_texts_or_whole_numbers_in_a_typed_file(schema: TabularSchema, tmp_path: Path) -> None:
+    """As a float, 7 would be the text 7.0, in another bucket than the 7 of a CSV file, and nobody would notice."""
+    path = tmp_path / "rows.parquet"
+    columns = {"member": ["a", "b"], "balance": [0.5, 1.0], "bought": ["1", ""]}
+    pl.DataFrame({**columns, "item": [7, None]}).write_parquet(path)
+    assert read_party(path, schema, "shop").columns[0].to_list() == ["7", ""]
+    pl.DataFrame({**columns, "item": [7.0, None]}).write_parquet(path)
+    with pytest.raises(DataError, match="'item' of type Float64, expected text or whole numbers"):
+        read_party(path, schema, "shop")
+
+
 def test_reads_a_file_without_header_and_with_other_columns(schema: TabularSchema, write: Write) -> None:
     layout = TableFormat(names=("customer", "unused", "region", "age", "income"))
     table = read_party(write("a,zz,north,40,7"), schema, "bank", layout)

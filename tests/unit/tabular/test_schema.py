@@ -76,6 +76,7 @@ def test_refuses_shares_above_one_in_integers() -> None:
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "edges": (3.0, 3.0)}, "ascend"),
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "edges": (9.0,)}, "ascend"),
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "edges": (3.0,), "transform": "log"}, "edges on the scale"),
+        (NumericColumn, {"lower": 0.0, "upper": 1e-17, "transform": "log"}, "range below"),
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "missing": "indicator"}, "expected it exactly"),
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "fill": 1.0}, "expected it exactly"),
         (NumericColumn, {"lower": 0.0, "upper": 9.0, "name": "a\nb"}, "pattern"),

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from tests.unit.tabular.conftest import BANK, SHOP
 from veil.errors import InputError
+from veil.jobs.spec import Release
 from veil.tabular.encoding import encode_features
 from veil.tabular.grid import encode_rows
 from veil.tabular.reading import read_party
+from veil.tabular.rows import take_rows
 from veil.tabular.schema import TabularSchema
 from veil.tabular.statistics import (
     STATISTICS_BITS,
@@ -110,6 +112,14 @@ def test_release_lists_what_is_released(schema: TabularSchema) -> None:
     assert len(release_name("p" * 48)) == 48
 
 
+def test_parties_whose_names_begin_alike_have_releases_of_their_own() -> None:
+    names = ["p" * 40 + "1", "p" * 40 + "2", "p" * 37, "p" * 36 + "-", "p" * 36, "p" * 38, "p" * 38 + "-"]
+    found = {release_name(name) for name in names}
+    assert len(found) == len(names)
+    for name in found:
+        Release(name=name, shape=(1,), sensitivity=1, sigma=1)
+
+
 def test_public_form_is_exact_and_checked(schema: TabularSchema, write: Write) -> None:
     table = read_party(write(*SHOP), schema, "shop")
     found = standardise(schema, "shop", contribution(schema, table))
@@ -137,6 +147,14 @@ def test_blocks_of_rows_add_up(schema: TabularSchema, write: Write, monkeypatch:
     in_blocks = encode_rows(schema, table, flat)
     monkeypatch.undo()
     assert in_blocks.tolist() == encode_rows(schema, table, flat).tolist()
+
+
+def test_no_common_user_is_sums_of_zero(schema: TabularSchema, write: Write) -> None:
+    table = take_rows(read_party(write(*SHOP), schema, "shop"), np.empty(0, dtype=np.int64))
+    assert contribution(schema, table).tolist() == [0] * entries(schema, "shop")
+    found = standardise(schema, "shop", contribution(schema, table))
+    assert np.isfinite(found.scale).all() and found.rate == 0.5 and found.users == 1
+    assert encode_rows(schema, table, found).shape == (0, 5)
 
 
 def test_refuses_sums_of_another_shape(schema: TabularSchema) -> None:

@@ -114,6 +114,16 @@ def test_class_weights_act_and_raise_the_sensitivity(schema: TabularSchema, clic
     assert gradient_sensitivity(heavy) / gradient_sensitivity(schema) == pytest.approx(3, rel=1e-3)
 
 
+@pytest.mark.parametrize("learning_rate", [1e-12, 1e-300, 5e-324])
+def test_refuses_a_learning_rate_that_is_nothing_on_the_grid(
+    schema: TabularSchema, clicks: Clicks, learning_rate: float
+) -> None:
+    rows, labels, _ = clicks
+    options = DescentOptions(1, learning_rate)
+    with pytest.raises(StateError, match="too small to move a weight"):
+        descend(schema, rows, labels, rate=0.25, users=3000.0, options=options, noise=None)
+
+
 def test_refuses_what_does_not_fit(schema: TabularSchema, clicks: Clicks) -> None:
     rows, labels, _ = clicks
     state = np.zeros(schema.width, dtype=np.int64)
