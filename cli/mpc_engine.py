@@ -113,7 +113,7 @@ def _sizes(seat: Seat) -> tuple[Any, Any]:
     # rate / 2^rate_bits is the learning rate over the batch; batches of 1024 make it a power of two.
     rate_bits = 24
     rate = round(seat.options["learning_rate"] / batch * 2**rate_bits)
-    series = fit(sigmoid, reach=7, period=16, harmonics=12)
+    series = fit(sigmoid, reach=6, period=16, harmonics=8)
     descent = Descent(
         seat.number("steps"),
         batch,

@@ -17,6 +17,7 @@ from dealer.config import DealerConfig, LogSection, load
 from dealer.service import DealerServicer
 from veil.errors import VeilError
 from veil.identity.credentials import Credentials
+from veil.mpc.engine.kernels import warm_up
 from veil.wire.channel import serve
 
 _log = logging.getLogger("veil.dealer")
@@ -51,6 +52,7 @@ def run(config: DealerConfig, stop: threading.Event) -> None:
     servicer = DealerServicer(
         credentials.identity, limits=config.session_limits(), concurrent=config.dealer.concurrent_corrections
     )
+    warm_up()  # compiled loops are loaded now and not while the first job waits
     server = serve(config.dealer.listen, credentials, [servicer.service()], max_workers=config.dealer.workers)
     _log.info("listening on %s", server.address)
     while not stop.wait(_EXPIRE_INTERVAL_S):

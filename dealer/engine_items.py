@@ -13,7 +13,7 @@ from torch import Tensor
 
 from veil.errors import StateError
 from veil.mpc.engine.expand import Expander, correction
-from veil.mpc.engine.items import EngineItem, check
+from veil.mpc.engine.items import EngineItem, check, multiplications
 
 # Descriptions of masks that a later product may name, some 200 bytes each.
 MOST_MASKS = 2**18
@@ -37,14 +37,17 @@ class EngineItems:
             raise StateError(f"got items from number {first}, expected {self._next} on, below {self._max_items}")
         masks = dict[int, EngineItem]()
         known = ChainMap(masks, self._masks)
-        elements = 0
+        elements = work = 0
         for number, item in enumerate(items, first):
             check(item, known, len(self._expanders), max_elements=max_elements, max_work=max_work)
             elements += item.correction_bytes // 8
+            work += multiplications(item, known)
             if item.kind == "mask":
                 masks[number] = item
         if elements > max_elements:
             raise StateError(f"got {elements} elements in one request, expected at most {max_elements}")
+        if work > max_work:
+            raise StateError(f"got {work} multiplications in one request, expected at most {max_work}")
         if len(self._masks) + len(masks) > MOST_MASKS:
             raise StateError(f"got more than {MOST_MASKS} masks in one job, expected fewer", hint="split the job")
         self._masks.update(masks)

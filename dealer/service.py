@@ -11,10 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import grpc
 
 from dealer.sessions import Limits, Sessions, payload_bytes
+from veil.errors import StateError
 from veil.identity.names import Identity, Role
 from veil.mpc.engine import wire as engine_wire
 from veil.mpc.items import from_wire
@@ -46,6 +48,8 @@ class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
             identity, limits=limits or Limits(), clock=clock, entropy=entropy, noise_source=noise_source
         )
         self._slots = threading.BoundedSemaphore(concurrent)
+        self._sending: set[tuple[str, str]] = set()
+        self._lock = threading.RLock()  # an abandoned stream may be collected while it is held
 
     def service(self) -> Service:
         """What `veil.wire.channel.serve` takes."""
@@ -67,8 +71,28 @@ class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
     def Correct(
         self, request: dealer_pb2.CorrectRequest, context: grpc.ServicerContext
     ) -> Iterator[dealer_pb2.CorrectResponse]:
-        """The correction of one item, or of many of the engine one after another, in pieces of at most 1 MiB."""
+        """The correction of one item, or of many of the engine one after another, in pieces of at most 1 MiB.
+
+        One at a time for a job until it is sent: who asks and does not read holds one thread and one answer, no more.
+        """
         party = caller(context)
+        with self._alone(party, request.job_id):
+            yield from self._corrections(party, request)
+
+    @contextmanager
+    def _alone(self, party: Identity, job_id: str) -> Iterator[None]:
+        stream = (party.name, job_id)
+        with self._lock:
+            if stream in self._sending:
+                raise StateError("got a request before the last one was answered and read, expected one at a time")
+            self._sending.add(stream)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sending.remove(stream)
+
+    def _corrections(self, party: Identity, request: dealer_pb2.CorrectRequest) -> Iterator[dealer_pb2.CorrectResponse]:
         if request.WhichOneof("item") == "engine_items":
             yield from self._provide(party, request)
             return
@@ -80,8 +104,9 @@ class DealerServicer(dealer_pb2_grpc.DealerServiceServicer):
 
     def _provide(self, party: Identity, request: dealer_pb2.CorrectRequest) -> Iterator[dealer_pb2.CorrectResponse]:
         items = engine_wire.from_wire(request.engine_items)
-        with self._slots:
-            corrections = self.sessions.provide(party, request.job_id, request.index, items)
+        made = self.sessions.provide(party, request.job_id, request.index, items)
+        # Closed even when a correction cannot be copied: the job stays busy until the iterator ends.
+        with self._slots, closing(made) as corrections:
             data = b"".join(payload_bytes(tensor) for tensor in corrections)
         _log.debug("job %s: %d items from %d, %d bytes", request.job_id, len(items), request.index, len(data))
         yield from _pieces(memoryview(data))

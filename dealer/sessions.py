@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -136,16 +136,19 @@ class Sessions:
             job.busy = True
             keys = [item_key(job.seeds[rank], index, item) for rank in range(len(job.spec.parties))]
         try:
-            return correction(item, keys, self._noise(job, item.release))
+            return correction(item, keys, self._noise(job, item))
         finally:
             with self._lock:
                 job.busy = False
                 job.last_used_s = self._clock()
 
-    def provide(self, caller: Identity, job_id: str, first: int, items: Sequence[EngineItem]) -> Iterator[Tensor]:
+    def provide(
+        self, caller: Identity, job_id: str, first: int, items: Sequence[EngineItem]
+    ) -> Generator[Tensor, None, None]:
         """Corrections of the engine's items from number `first` on, for the party of rank 0; masks have none.
 
-        The numbers are spent when the first correction is asked of the iterator, whatever happens after.
+        The numbers are spent when the first correction is asked of the iterator, whatever happens after; the job serves
+        no other request until the iterator has ended or is closed.
         """
         with self._lock:
             self._expire()
@@ -167,7 +170,7 @@ class Sessions:
         try:
             for number, item in enumerate(items, first):
                 if item.dependent_shape is not None:
-                    yield engine.correction(number, item, self._noise(job, item.release))
+                    yield engine.correction(number, item, self._noise(job, item))
         finally:
             with self._lock:
                 job.busy = False
@@ -184,8 +187,11 @@ class Sessions:
         """A noise item gets its shape from the job text; other items stay as they are."""
         return replace(item, shape=self._noised(job, item.release).shape) if item.kind == "noise" else item
 
-    def _noise(self, job: _Job, release: str) -> Tensor | None:
-        return torch.from_numpy(noise_of.draw(job.spec.release(release), self._noise_source())) if release else None
+    def _noise(self, job: _Job, item: Item | EngineItem) -> Tensor | None:
+        """The draw of a noise item; None for others, whatever release they name."""
+        if item.kind != "noise":
+            return None
+        return torch.from_numpy(noise_of.draw(job.spec.release(item.release), self._noise_source()))
 
     def _complete(self, job: _Job, item: Item) -> Item:
         """A noise item gets its shape from the job text; other items stay as they are."""

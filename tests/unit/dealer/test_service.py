@@ -21,9 +21,12 @@ from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
 from veil.jobs.spec import digest
 from veil.mpc.dealer_client import DealerClient
+from veil.mpc.engine import wire as engine_wire
+from veil.mpc.engine.items import EngineItem
 from veil.mpc.items import Item, to_wire
 from veil.mpc.provider import DealerProvider
 from veil.wire.channel import serve
+from veil.wire.v1 import dealer_pb2
 
 DEALER = Identity("trial", Role.DEALER, "main")
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "dealer.toml"
@@ -135,3 +138,30 @@ def test_the_program_listens_drains_and_says_why_it_cannot_start(folder: Path) -
     failed = subprocess.run([*command, str(folder / "none.toml")], capture_output=True, text=True, env=environment)
     assert failed.returncode == 2 and "none.toml" in failed.stderr and "Traceback" not in failed.stderr
     assert failed.stdout == ""
+
+
+def test_who_does_not_read_its_answer_gets_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream that is not read would hold a thread of the dealer and its answer in memory."""
+    text, servicer = job_text(2), DealerServicer(DEALER)
+    alpha, beta = (Identity("trial", Role.PARTY, name) for name in ("alpha", "beta"))
+    monkeypatch.setattr("dealer.service.caller", lambda context: alpha)
+    for job_id in ("job", "other"):
+        for party in (alpha, beta):
+            servicer.sessions.open(party, job_id, text, digest(text))
+    cut = EngineItem("truncation", (2**17,), shift=4)
+
+    def asked(job_id: str, first: int) -> Iterator[dealer_pb2.CorrectResponse]:
+        request = engine_wire.to_wire(first, [cut])
+        request.job_id = job_id
+        return servicer.Correct(request, None)  # type: ignore[arg-type]
+
+    unread = asked("job", 0)
+    assert not next(unread).last
+    with pytest.raises(StateError, match="one at a time"):
+        next(asked("job", 1))
+    assert len(list(asked("other", 0))) == 2
+    assert next(unread).last and not list(unread)
+    abandoned = asked("job", 1)
+    next(abandoned)
+    abandoned.close()  # type: ignore[attr-defined]
+    assert len(list(asked("job", 2))) == 2

@@ -14,9 +14,11 @@ from tests.unit.mpc.parties import job_text
 from veil.errors import ConfigError, IdentityError, PolicyError, ProtocolMismatch, StateError, VeilError, WireError
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import digest
+from veil.mpc.engine.expand import Expander
+from veil.mpc.engine.items import EngineItem
 from veil.mpc.items import Item
 from veil.mpc.triples import expand_dependent, expand_independent, item_key
-from veil.privacy.noise import keyed_source, rounded_gaussian
+from veil.privacy.noise import ByteSource, keyed_source, rounded_gaussian
 
 DEALER = Identity("trial", Role.DEALER, "main")
 PARTIES = [Identity("trial", Role.PARTY, name) for name in ("alpha", "beta", "gamma")]
@@ -190,3 +192,68 @@ def test_seeds_do_not_print() -> None:
     seeds = opened(found)
     shown = repr(found) + repr(found._jobs)
     assert not any(seed.hex() in shown or repr(seed) in shown for seed in seeds)
+
+
+CUT = EngineItem("truncation", (3,), shift=4)
+DRAW = EngineItem("noise", (), release="counts")
+
+
+def test_corrections_of_the_engine_fit_the_seeds_and_its_noise_follows_the_job_text() -> None:
+    found = sessions()
+    expanders = [Expander(rank, seed) for rank, seed in enumerate(opened(found))]
+    cut, noise = found.provide(PARTIES[0], "job", 0, [EngineItem("mask", (2,)), CUT, DRAW])
+    root = sum(expander.independent(1, CUT) for expander in expanders)
+    rest = sum(expander.dependent(1, CUT) for expander in expanders[1:])
+    assert isinstance(root, torch.Tensor)
+    assert torch.equal((cut + rest)[0], (root >> 4) & (2**60 - 1)) and torch.equal((cut + rest)[1], (root < 0).long())
+    item = EngineItem("noise", (7, 3), release="counts")
+    drawn = noise + sum(expander.dependent(2, item) for expander in expanders[1:])
+    expected = rounded_gaussian(21, 5000, keyed_source(b"k" * 32, b"test")).reshape(7, 3)
+    np.testing.assert_array_equal(drawn.numpy(), expected)
+
+
+def test_the_noise_of_a_release_is_drawn_once_whoever_asks() -> None:
+    found = sessions()
+    opened(found)
+    with pytest.raises(PolicyError, match="twice"):
+        list(found.provide(PARTIES[0], "job", 0, [DRAW, DRAW]))
+    assert len(list(found.provide(PARTIES[0], "job", 0, [DRAW]))) == 1
+    with pytest.raises(PolicyError, match="second request"):
+        list(found.provide(PARTIES[0], "job", 1, [CUT, DRAW]))
+    with pytest.raises(PolicyError, match="second request"):
+        found.correct(PARTIES[0], "job", 0, NOISE)
+    with pytest.raises(ConfigError, match="expected one that the job lists"):
+        list(found.provide(PARTIES[0], "job", 1, [EngineItem("noise", ())]))
+
+
+def test_numbers_are_spent_when_a_request_starts_and_one_is_served_at_a_time() -> None:
+    found = sessions()
+    opened(found)
+    found.provide(PARTIES[0], "job", 0, [CUT])  # never run: spends nothing
+    under_way = found.provide(PARTIES[0], "job", 0, [CUT, CUT])
+    next(under_way)
+    for request in (found.provide(PARTIES[0], "job", 2, [CUT]), found.provide(PARTIES[0], "job", 0, [CUT])):
+        with pytest.raises(StateError, match="one at a time"):
+            next(request)
+    with pytest.raises(StateError, match="one at a time"):
+        found.correct(PARTIES[0], "job", 0, SQUARE)
+    under_way.close()
+    with pytest.raises(StateError, match="expected 2 on"):
+        next(found.provide(PARTIES[0], "job", 0, [CUT]))
+    assert len(list(found.provide(PARTIES[0], "job", 2, [CUT]))) == 1
+    for rank in (1, 2):
+        with pytest.raises(PolicyError, match="alpha"):
+            next(found.provide(PARTIES[rank], "job", 3, [CUT]))
+
+
+def test_no_noise_is_drawn_but_for_noise_items() -> None:
+    """Else a small item that names a large release would cost the dealer a draw that nobody counts."""
+
+    def untouched() -> ByteSource:
+        raise AssertionError("a draw")
+
+    found = Sessions(DEALER, limits=Limits(), clock=Clock(), entropy=os.urandom, noise_source=untouched)
+    opened(found)
+    found.correct(PARTIES[0], "job", 0, Item("square", ((4,),), release="counts"))
+    with pytest.raises(WireError, match="noise only"):
+        next(found.provide(PARTIES[0], "job", 0, [EngineItem("truncation", (1,), shift=4, release="counts")]))

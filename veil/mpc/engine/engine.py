@@ -50,6 +50,7 @@ from veil.mpc.engine.values import MOST_BITS, Mask, Opened, Value, check_limit, 
 from veil.mpc.engine.waves import COEFFICIENT_BITS, TABLE_BITS, Series, coefficients, cut_bits, sine_table
 
 _TOP = 1 << 62
+_LOGARITHM_ERROR = 2.0**-40
 _CPU = torch.device("cpu")
 KindT = TypeVar("KindT")
 
@@ -88,7 +89,8 @@ class Engine:
             raise InputError(f"got {share.dtype} {tuple(share.shape)}, expected torch.int64 {tuple(shape)}")
         if tensor is not None and tensor.numel():
             most = max(abs(int(tensor.min())), abs(int(tensor.max())))
-            if most > 2.0**limit_bits:
+            # In logarithms: 2.0 ** log2(5) is less than 5, and a bound that is just kept would be refused.
+            if most and math.log2(most) > limit_bits + _LOGARITHM_ERROR:
                 raise InputError(f"got numbers above the declared bound of 2^{limit_bits:g}, expected smaller ones")
         return Value(share, bits, limit_bits)
 
@@ -99,8 +101,8 @@ class Engine:
         return Value(tensor if self.rank == 0 else torch.zeros_like(tensor), bits, limit_bits)
 
     def plus(self, value: Value, number: int) -> Value:
-        """A value plus a public integer, in the value's units."""
-        share = value.share + number if self.rank == 0 else value.share
+        """A value plus a public integer, in the value's units; of any size, since only its remainder counts."""
+        share = value.share + ((number + 2**63) % 2**64 - 2**63) if self.rank == 0 else value.share
         limit = sum_of_bits(value.limit_bits, math.log2(abs(number) or 1))
         return Value(share, value.bits, limit)
 
@@ -160,6 +162,10 @@ class Engine:
         value = request.value
         if isinstance(request, Masked):
             mask = request.mask or self.mask(value.shape)
+            if mask.owner != SHARED:
+                raise StateError(
+                    f"got a mask that rank {mask.owner} knows, expected a shared one: it would see the value"
+                )
             return self._hidden(value, mask), mask
         if isinstance(request, Truncated):
             check_limit(value, 62.0, "a truncation")
@@ -215,8 +221,7 @@ class Engine:
                 cut_bits(request.precision_bits),
                 shares.numpy(),
             )
-        # What tables and cut coefficients add: two units of the precision for each wave.
-        limits = [bits + math.log2(one.most + 2 * one.harmonics / 2**request.precision_bits) for one in series]
+        limits = [math.log2(one.limit(request.precision_bits)) for one in series]
         return [Value(row.reshape(value.shape), bits, limit) for row, limit in zip(shares, limits, strict=True)]
 
     def _hidden(self, value: Value, mask: Mask) -> Tensor:

@@ -125,9 +125,15 @@ def waves_of(
     """
     period = 1 << item.period_bits
     angle = (masks & (period - 1)).astype(np.float64) * (2 * math.pi / period)
-    turns = np.arange(1, item.harmonics + 1, dtype=np.float64).reshape(-1, *(1,) * masks.ndim) * angle
-    values = np.concatenate([np.cos(turns), np.sin(turns)])
-    return np.rint(values * float(1 << item.precision_bits)).astype(np.int64)
+    # Powers of one rotation: a product for each harmonic in place of a sine and a cosine. Errors stay near 1e-15.
+    turns = np.empty((item.harmonics, *masks.shape), np.complex128)
+    turns[0] = np.exp(1j * angle)
+    for harmonic in range(1, item.harmonics):
+        np.multiply(turns[harmonic - 1], turns[0], out=turns[harmonic, ...])  # a view, also of a single mask
+    values = np.concatenate([turns.real, turns.imag])
+    values *= float(1 << item.precision_bits)
+    rounded: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = np.rint(values, out=values).astype(np.int64)
+    return rounded
 
 
 def logical_shift(tensor: Tensor, bits: int) -> Tensor:

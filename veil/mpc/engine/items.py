@@ -86,13 +86,20 @@ def factors(item: EngineItem, masks: Mapping[int, EngineItem]) -> tuple[Shape, S
             f"got a product of items {item.left} and {item.right}, expected masks asked for before"
         ) from None
     if item.operation == "mul":
-        if not 0 <= item.first_row <= item.first_row + item.rows <= left[0]:
+        if not left or not 0 <= item.first_row <= item.first_row + item.rows <= left[0]:
             raise WireError(f"got rows {item.first_row} + {item.rows} of a mask {left}, expected rows that it has")
         return (item.rows, *left[1:]), right
     if len(left) != 2 or len(right) != 2 or not 0 <= item.first_row <= item.first_row + item.rows <= left[0]:
         raise WireError(f"got rows {item.first_row} + {item.rows} of masks {left} and {right}, expected two matrices")
     cut = (item.rows, left[1])
     return (cut[::-1] if item.transposed else cut), right
+
+
+def multiplications(item: EngineItem, masks: Mapping[int, EngineItem]) -> int:
+    """What the product takes the dealer; 0 for other items. Raises `WireError` as `factors`."""
+    if item.kind != "product":
+        return 0
+    return item.elements * (1 if item.operation == "mul" else factors(item, masks)[0][1])
 
 
 def check(
@@ -108,8 +115,10 @@ def check(
         raise WireError(f"got shape {item.shape}, expected at most 4 extents of at least 1")
     if math.prod(item.dependent_shape or item.shape) > max_elements:
         raise WireError(f"got {item.kind} of shape {item.shape}, expected at most {max_elements} elements in one item")
-    if item.kind == "mask" and not SHARED <= item.owner < parties:
-        raise WireError(f"got owner {item.owner}, expected a rank below {parties}")
+    if not SHARED <= item.owner < (parties if item.kind == "mask" else 0):
+        raise WireError(f"got {item.kind} of owner {item.owner}, expected a rank below {parties} for a mask, else none")
+    if item.release and item.kind != "noise":
+        raise WireError(f"got {item.kind} with a release, expected one for noise only")
     if item.kind == "truncation" and not 2 <= item.shift <= 61:
         raise WireError(f"got a truncation by {item.shift} bits, expected 2 to 61")
     if item.kind == "waves":
@@ -123,11 +132,11 @@ def check(
         left, right = factors(item, masks)
         if item.operation == "mul":
             column = len(left) == 2 and right == (left[0], 1)
-            fits, work = left == item.shape and (right == left or column), item.elements
+            fits = left == item.shape and (right == left or column)
         else:
-            fits, work = left[1] == right[0] and item.shape == (left[0], right[1]), item.elements * left[1]
+            fits = left[1] == right[0] and item.shape == (left[0], right[1])
         if not fits:
             raise WireError(f"got a {item.operation} of {left} and {right} as {item.shape}, expected fitting shapes")
-        if work > max_work:
+        if (work := multiplications(item, masks)) > max_work:
             raise WireError(f"got {work} multiplications in one item, expected at most {max_work}")
     return item

@@ -7,6 +7,9 @@ slower at 1024 x 64 by 64 x 1), hence loops compiled by numba.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import numba
 import numpy as np
 import torch
@@ -17,6 +20,14 @@ from veil.errors import InputError
 from veil.mpc.engine.outline import outline
 
 Int64 = NDArray[np.int64]
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def _compiled(function: Function) -> Function:
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # neither the package nor the user has a folder to keep compiled code in
+        return cast(Function, numba.njit(nogil=True)(function))
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -39,7 +50,7 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _rows_by_vector(rows: Int64, vector: Int64, out: Int64) -> None:
     for i in range(rows.shape[0]):
         total = np.int64(0)
@@ -48,7 +59,7 @@ def _rows_by_vector(rows: Int64, vector: Int64, out: Int64) -> None:
         out[i] = total
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _columns_by_vector(columns: Int64, vector: Int64, out: Int64) -> None:
     """`columns` is the transposed left factor."""
     for i in range(columns.shape[0]):
@@ -57,7 +68,7 @@ def _columns_by_vector(columns: Int64, vector: Int64, out: Int64) -> None:
             out[j] += columns[i, j] * factor
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _rows_by_matrix(rows: Int64, right: Int64, out: Int64) -> None:
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
@@ -66,7 +77,7 @@ def _rows_by_matrix(rows: Int64, right: Int64, out: Int64) -> None:
                 out[i, c] += factor * right[j, c]
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _columns_by_matrix(columns: Int64, right: Int64, out: Int64) -> None:
     for i in range(columns.shape[0]):
         for j in range(columns.shape[1]):
@@ -75,7 +86,7 @@ def _columns_by_matrix(columns: Int64, right: Int64, out: Int64) -> None:
                 out[j, c] += factor * right[i, c]
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def wave_sums(
     phases: Int64, waves: Int64, sines: Int64, cosines: Int64, table: NDArray[np.int32], shift: int, out: Int64
 ) -> None:
@@ -98,3 +109,11 @@ def wave_sums(
                 by_cosine = (sines[f, k] * sine + cosines[f, k] * cosine) >> shift
                 by_sine = (sines[f, k] * cosine - cosines[f, k] * sine) >> shift
                 out[f, i] += by_cosine * waves[k, i] + by_sine * waves[harmonics + k, i]
+
+
+def warm_up() -> None:
+    """Loads or compiles the loops of products, so that no job waits for that: a second, once in a process."""
+    square = torch.ones((2, 2), dtype=torch.int64)
+    for left in (square, square.t()):
+        for right in (square, square[:, :1]):
+            matmul(left, right)

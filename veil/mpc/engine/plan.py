@@ -16,7 +16,7 @@ from torch import Tensor
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Taken
 from veil.mpc.engine.engine import Engine
-from veil.mpc.engine.items import EngineItem, check, factors
+from veil.mpc.engine.items import EngineItem, check, multiplications
 from veil.mpc.engine.outline import outline
 
 _HEADER_BYTES = 16  # veil.mpc.header, without extents
@@ -48,9 +48,7 @@ class _Recorder:
         self.items.append(item)
         if item.kind == "mask":
             self._masks[number] = item
-        if item.kind == "product":
-            inner = factors(item, self._masks)[0][1] if item.operation == "matmul" else 1
-            self.multiplications += item.elements * inner
+        self.multiplications += multiplications(item, self._masks)
         dependent = item.dependent_shape
         return number, _nothing(item.shape), None if dependent is None else _nothing(dependent)
 

@@ -14,15 +14,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from veil.errors import StateError
+from veil.errors import ProtocolMismatch, StateError
 from veil.mpc.engine.correlations import Taken, correction_tensor, expand_independent
 from veil.mpc.engine.expand import Expander
-from veil.mpc.engine.items import EngineItem, check
+from veil.mpc.engine.items import EngineItem, check, multiplications
 from veil.mpc.engine.wire import MOST_CORRECTION_BYTES, MOST_ITEMS
 
 Fetch = Callable[[int, Sequence[EngineItem]], bytes]
 AHEAD_BYTES = 256 * 2**20
 _BATCH_BYTES = 4 * 2**20
+# Some tenth of a second of the dealer's time; its limit is on a whole request.
+_BATCH_WORK = 2**30
 
 
 class PooledCorrelations:
@@ -107,10 +109,11 @@ class PooledCorrelations:
         try:
             for first, items in batches(self._items):
                 fetched = memoryview(b"")
-                if self._fetch is not None and any(item.correction_bytes for item in items):
+                if self._fetch is not None:  # also for masks alone: the dealer must know of them
                     fetched = memoryview(self._fetch(first, items))
-                elif self._fetch is not None:
-                    self._fetch(first, items)  # the dealer must know of the masks
+                    expected = sum(item.correction_bytes for item in items)
+                    if len(fetched) != expected:
+                        raise ProtocolMismatch(f"got corrections of {len(fetched)} bytes, expected {expected}")
                 at = 0
                 for number, item in enumerate(items, first):
                     taken, at = self._make(number, item, fetched, at)
@@ -151,19 +154,26 @@ class PooledCorrelations:
 
 
 def batches(items: Sequence[EngineItem]) -> list[tuple[int, Sequence[EngineItem]]]:
-    """(number of the first, items) of each request: some 4 MiB of corrections, and a first one that is small.
+    """(number of the first, items) of each request, all items of a program from number 0 on.
 
-    Raises `StateError` when one item alone is larger than what may travel.
+    Some 4 MiB of corrections or some 2^30 multiplications, and a first one that is small. Raises `StateError` when one
+    item alone is larger than what may travel.
     """
     result: list[tuple[int, Sequence[EngineItem]]] = []
-    first, size_bytes, most_bytes = 0, 0, _BATCH_BYTES // 16
+    masks: dict[int, EngineItem] = {}
+    first, size_bytes, work, most_bytes = 0, 0, 0, _BATCH_BYTES // 16
     for number, item in enumerate(items):
         if item.correction_bytes > MOST_CORRECTION_BYTES:
             raise StateError(f"got a correction of {item.correction_bytes} bytes, expected {MOST_CORRECTION_BYTES}")
-        if number > first and (size_bytes + item.correction_bytes > most_bytes or number - first >= MOST_ITEMS):
+        if item.kind == "mask":
+            masks[number] = item
+        more = multiplications(item, masks)
+        beyond = size_bytes + item.correction_bytes > most_bytes or work + more > _BATCH_WORK
+        if number > first and (beyond or number - first >= MOST_ITEMS):
             result.append((first, items[first:number]))
-            first, size_bytes, most_bytes = number, 0, _BATCH_BYTES
+            first, size_bytes, work, most_bytes = number, 0, 0, _BATCH_BYTES
         size_bytes += item.correction_bytes
+        work += more
     if first < len(items):
         result.append((first, items[first:]))
     return result

@@ -16,6 +16,8 @@ from torch import Tensor
 from veil.errors import ConfigError, InputError
 
 MOST_BITS = 63.0
+# More than what sums of logarithms in floating point are off by, after any number of steps.
+_SLACK_BITS = 2.0**-20
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,7 +116,7 @@ def sum_of_bits(one: float, other: float) -> float:
 
 def check_limit(value: Value, most: float, what: str) -> None:
     """Raises `ConfigError` when the value may need more than `most` bits."""
-    if value.limit_bits >= most:
+    if value.limit_bits > most - _SLACK_BITS:
         raise ConfigError(
             f"got numbers of up to 2^{value.limit_bits:.1f} for {what}, expected less than 2^{most:g}",
             hint="take fewer fractional bits, smaller batches, or a tighter bound",

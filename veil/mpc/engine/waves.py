@@ -10,7 +10,14 @@ value of u in the ring modulo 2^m is all that counts, however many fractional bi
 truncation before it and the result has as many bits as its reader likes. One round, where a polynomial of degree k
 takes log2 k and truncations in between.
 
-Guarantee: what parties must agree on is computed in integers from integer coefficients, which the job states.
+Guarantee: what parties must agree on, bounds included, is computed in integers from integer coefficients, which the
+job states, and from one table of sines.
+
+Bounds. Wave k is taken at the phase k v + half a stretch of the table, v = w u up to that table, for every v; so on a
+grid of 4096 values of v the sum is computed as parties compute it, and between two of them wave k, of amplitude A_k <=
+|sine| + |cosine|, moves by at most k A_k pi / 4096. Fixed point adds, in units of the waves' precision and for each
+wave, less than sqrt 2 (both coefficients are cut down by less than a unit) and A_k / sqrt 2 (both waves of the dealer
+are off by half a unit at most): `Series.rounding` counts 2 + A_k.
 """
 
 from __future__ import annotations
@@ -23,10 +30,16 @@ import numpy as np
 import numpy.typing as npt
 
 from veil.errors import ConfigError
+from veil.mpc.engine.items import MOST_HARMONICS
 
 TABLE_BITS = 18
 _AMPLITUDE_BITS = 30
 COEFFICIENT_BITS = 24
+# Sums of products of coefficients and table stay far inside 63 bits.
+_MOST_COEFFICIENT = 2 ** (COEFFICIENT_BITS + 4)
+_GRID = 4096
+# pi / 4096 is less than 1 / 1303.
+_STEPS_A_UNIT = 1303
 Function = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
@@ -44,6 +57,17 @@ class Series:
     cosines: tuple[int, ...]
     error: float
 
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for a series whose sums could leave 63 bits, or whose period does not divide 2^64."""
+        numbers = (self.constant, *self.sines, *self.cosines)
+        if not len(self.sines) == len(self.cosines) <= MOST_HARMONICS or max(map(abs, numbers)) >= _MOST_COEFFICIENT:
+            raise ConfigError(
+                f"got {len(self.sines)} sines and {len(self.cosines)} cosines of up to {max(map(abs, numbers))},"
+                f" expected as many of each, up to {MOST_HARMONICS}, below {_MOST_COEFFICIENT}"
+            )
+        if not self.sines or self.period < 2 or self.period & (self.period - 1):
+            raise ConfigError(f"got {len(self.sines)} waves of period {self.period}, expected some, and a power of two")
+
     @property
     def harmonics(self) -> int:
         """Number of waves."""
@@ -55,15 +79,23 @@ class Series:
         total = abs(self.constant) + sum(map(abs, self.sines)) + sum(map(abs, self.cosines))
         return float(total / 2**COEFFICIENT_BITS)
 
-    def residual(self) -> float:
-        """A bound on |f(u) - y| over all u and y in {0, 1}."""
-        low, high, margin = _extent(self)
-        return max(high, 1 - low) + margin
+    def residual_limit(self, precision_bits: int) -> int:
+        """A bound on |f(u) - y| over all u and y in {0, 1}, f as an engine computes it; over 2^(2 precision_bits)."""
+        low, high = _extent(self)
+        return self._computed(max(high, (1 << COEFFICIENT_BITS) - low), precision_bits)
 
-    def greatest(self) -> float:
-        """A bound on |f(u)| over all u; tighter than `most`."""
-        low, high, margin = _extent(self)
-        return max(high, -low) + margin
+    def limit(self, precision_bits: int) -> int:
+        """A bound on |f(u)| over all u, f as an engine computes it; over 2^(2 precision_bits)."""
+        low, high = _extent(self)
+        return self._computed(max(high, -low), precision_bits)
+
+    def _computed(self, bound: int, precision_bits: int) -> int:
+        return -(-(bound << 2 * precision_bits) >> COEFFICIENT_BITS) + self.rounding(precision_bits)
+
+    def rounding(self, precision_bits: int) -> int:
+        """What fixed point adds to |f| at most, over 2^(2 precision_bits)."""
+        units = (2 * self.harmonics << COEFFICIENT_BITS) + sum(map(abs, (*self.sines, *self.cosines)))
+        return -(-(units << precision_bits) >> COEFFICIENT_BITS)
 
     def __call__(self, u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The series in floating point, for comparison."""
@@ -74,12 +106,18 @@ class Series:
 
 
 @functools.cache
-def _extent(series: Series) -> tuple[float, float, float]:
-    """Least and greatest value on a grid of one period, and how far beyond f may go: slope by half a stretch."""
-    values = series(np.linspace(0, series.period, 4096, endpoint=False))
-    turns = 2 * np.pi / series.period * np.arange(1, series.harmonics + 1)
-    slope = float(turns @ (np.abs(series.sines) + np.abs(series.cosines))) / float(2**COEFFICIENT_BITS)
-    return float(values.min()), float(values.max()), slope * series.period / 8192
+def _extent(series: Series) -> tuple[int, int]:
+    """Bounds on f from below and above for every phase, over 2^24, before fixed point; see above."""
+    table = sine_table().astype(np.int64) >> _AMPLITUDE_BITS - COEFFICIENT_BITS
+    last, stretch = len(table) - 1, len(table) // _GRID
+    places = np.arange(1, series.harmonics + 1)[:, None] * (np.arange(_GRID) * stretch)
+    sums = np.array(series.sines) @ table[places & last]
+    sums = sums + np.array(series.cosines) @ table[(places + len(table) // 4) & last]
+    amplitudes = [abs(one) + abs(other) for one, other in zip(series.sines, series.cosines, strict=True)]
+    # The slack of 1 / 1303 over pi / 4096 is more than what the shorter table takes away.
+    margin = sum(k * amplitude for k, amplitude in enumerate(amplitudes, 1)) // _STEPS_A_UNIT + 2
+    low, high = (series.constant + (int(end) >> COEFFICIENT_BITS) for end in (sums.min(), sums.max()))
+    return low - margin, high + margin
 
 
 def fit(function: Function, *, reach: float, period: int, harmonics: int) -> Series:
@@ -88,7 +126,7 @@ def fit(function: Function, *, reach: float, period: int, harmonics: int) -> Ser
     Between reach and half the period it does as it likes; so half the period must exceed reach. Source: Lawson,
     "Contributions to the theory of linear least maximum approximations", 1961. Raises `ConfigError`.
     """
-    if period < 2 or period & (period - 1) or not 0 < reach < period / 2 or not 1 <= harmonics <= 32:
+    if period < 2 or period & (period - 1) or not 0 < reach < period / 2 or not 1 <= harmonics <= MOST_HARMONICS:
         raise ConfigError(
             f"got period {period}, reach {reach:g}, {harmonics} harmonics;"
             " expected a power of two, less than half of it, 1 to 32"

@@ -159,6 +159,22 @@ def test_one_round_serves_requests_of_all_kinds(parties: int) -> None:
     assert np.abs(wave.numpy() / 2.0**36 - sigmoid(numbers.numpy() / 2.0**20)).max() < series.error + 2e-4
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (1, 1, 1, 1)])
+def test_values_of_every_shape(shape: tuple[int, ...]) -> None:
+    numbers = ints([(4 * place) << 12 for place in range(math.prod(shape))]).reshape(shape)
+    series = fit(sigmoid, reach=6, period=16, harmonics=8)
+
+    def program(engine: Engine) -> tuple[Tensor, Tensor]:
+        value = given_by(engine, numbers, 0, bits=14, limit_bits=40)
+        _, cut, waves = engine.open(Masked(value), Truncated(value, 4), Waved(value, (series,)))
+        assert isinstance(cut, Value) and isinstance(waves, list)
+        return combined(engine, cut), combined(engine, waves[0])
+
+    cut, wave = together(2, program)[1]
+    assert torch.equal(cut, numbers >> 4) and wave.shape == shape
+    assert np.abs(wave.numpy() / 2.0**36 - sigmoid(numbers.numpy() / 2.0**14)).max() < series.error + 2e-4
+
+
 def communicator_rounds(engine: Engine) -> float:
     count: Callable[[], dict[str, float]] | None = getattr(engine._communicator, "get_communication_stats", None)
     return count()["rounds"] if count else 0.0
@@ -172,6 +188,12 @@ def test_what_could_go_wrong_is_refused_before_it_does() -> None:
 
     with pytest.raises(ConfigError, match=r"up to 2\^80"):
         together(2, too_large)
+
+    def at_the_edge(engine: Engine) -> Value:
+        return engine.truncated(given_by(engine, ints([1]), 0, bits=4, limit_bits=62 - 1e-9), 4)
+
+    with pytest.raises(ConfigError, match="a truncation"):  # a logarithm of many summands is no more exact than that
+        together(2, at_the_edge)
 
     def same_mask_twice(engine: Engine) -> Opened:
         value = given_by(engine, ints([1]), 0)
@@ -187,6 +209,32 @@ def test_what_could_go_wrong_is_refused_before_it_does() -> None:
 
     with pytest.raises(InputError, match="above the declared bound"):
         together(2, above_its_bound)
+
+    def mask_that_one_party_knows(engine: Engine) -> Opened:
+        return engine.masked(given_by(engine, ints([1]), 0), engine.mask((1,), owner=1))
+
+    with pytest.raises(StateError, match="rank 1 knows"):
+        together(2, mask_that_one_party_knows)
+
+
+@pytest.mark.parametrize("number", [5, 80, 3000, 5 * 2**40 + 1])
+def test_numbers_may_be_as_large_as_their_bound(number: int) -> None:
+    """2.0 ** log2(5) is less than 5."""
+
+    def program(engine: Engine) -> Tensor:
+        return combined(engine, given_by(engine, ints([number, -number]), 0, limit_bits=math.log2(number)))
+
+    assert together(2, program)[1].tolist() == [number, -number]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64 + 7, 2**70 - 3, -5])
+def test_public_summands_count_modulo_the_ring(number: int) -> None:
+    """An offset of many fractional bits reaches beyond 63 bits and is right modulo the period all the same."""
+
+    def program(engine: Engine) -> Tensor:
+        return combined(engine, engine.plus(given_by(engine, ints([1]), 0), number))
+
+    assert (int(together(2, program)[0]) - 1 - number) % 2**64 == 0
 
 
 def test_openings_look_uniform_whatever_the_data() -> None:

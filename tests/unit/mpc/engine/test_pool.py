@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dealer.engine_items import EngineItems
 from tests.unit.mpc.engine.together import dealer_of, together
-from veil.errors import PeerLost, StateError, WireError
+from veil.errors import PeerLost, ProtocolMismatch, StateError, WireError
 from veil.mpc.engine import wire
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.expand import Expander
@@ -75,6 +75,20 @@ def test_an_error_of_the_dealer_reaches_the_program() -> None:
         pool.take(ITEMS[0])
 
 
+@pytest.mark.parametrize("excess", [-8, 8])
+def test_corrections_of_another_length_are_refused(excess: int) -> None:
+    seeds = [os.urandom(32)] * 2
+    fetch = dealer_of(seeds)
+
+    def wrong(first: int, items: Sequence[EngineItem]) -> bytes:
+        data = fetch(first, items)
+        return data[:excess] if excess < 0 else data + bytes(excess)
+
+    with PooledCorrelations(0, 2, seeds[0], wrong, ITEMS) as pool, pytest.raises(ProtocolMismatch, match="bytes"):
+        for item in ITEMS:
+            pool.take(item)
+
+
 def test_the_dealer_serves_each_number_once_and_in_order() -> None:
     items = EngineItems([os.urandom(32)] * 2, max_items=7)
     items.admit(0, ITEMS, max_elements=1000, max_work=1000)
@@ -105,11 +119,14 @@ def test_the_dealer_serves_each_number_once_and_in_order() -> None:
         EngineItem("product", (3, 1), left=0, right=9, first_row=0, rows=3),
         EngineItem("product", (3, 2), left=0, right=1, first_row=0, rows=3),
         EngineItem("product", (6, 4), left=0, right=1, operation="mul"),
+        EngineItem("product", (), left=2, right=2, operation="mul"),
+        EngineItem("truncation", (2,), shift=4, owner=0),
+        EngineItem("waves", (2,), period_bits=30, harmonics=1, precision_bits=18, owner=7),
     ],
 )
 def test_items_beyond_their_bounds_are_refused(item: EngineItem) -> None:
     with pytest.raises(WireError, match="got"):
-        check(item, dict(enumerate(ITEMS[:2])), 3)
+        check(item, dict(enumerate([*ITEMS[:2], EngineItem("mask", ())])), 3)
 
 
 @settings(max_examples=200, deadline=None)
@@ -158,3 +175,18 @@ def test_requests_are_cut_by_number_and_by_size() -> None:
     assert sum(len(items) for _, items in cut) == 10_000
     assert max(sum(item.correction_bytes for item in items) for _, items in cut) <= 4 * 2**20
     assert MAX_ELEMENTS * MAX_WORK > 0 and dealer_of([os.urandom(32)] * 2)(0, ITEMS)
+
+
+def test_a_request_takes_the_dealer_no_more_work_than_one_item_may() -> None:
+    left, right = EngineItem("mask", (512, 1024)), EngineItem("mask", (1024, 4))
+    product = EngineItem("product", (512, 4), left=0, right=1, rows=512)
+    work = 512 * 1024 * 4
+    items = EngineItems([os.urandom(32)] * 2, max_items=10**6)
+    items.admit(0, [left, right, product, product], max_elements=MAX_ELEMENTS, max_work=2 * work)
+    with pytest.raises(StateError, match="multiplications in one request"):
+        items.admit(4, [product] * 3, max_elements=MAX_ELEMENTS, max_work=2 * work)
+    items.admit(4, [product] * 2, max_elements=MAX_ELEMENTS, max_work=2 * work)
+    # and the pool asks for as much as that in several requests
+    cut = batches([left, right, *[product] * 2000])
+    assert sum(len(asked) for _, asked in cut) == 2002
+    assert max(sum(one.kind == "product" for one in asked) for _, asked in cut) * work <= 2**30
