@@ -95,6 +95,9 @@ def prepare(section: Columns, folder: Path) -> HeldColumns:
     if frame.is_empty():
         raise DataError(f"got no rows in {section.source.name}, expected at least one")
     kept = frame.select([pl.col(str(at)).alias(name) for at, name in enumerate(wanted)])
+    # Typed files: fractions stay fractions, so that a job which takes them for categories is refused: 7.0 is not "7".
+    floats = [name for name in wanted[1:] if name in table.float_columns(section.source, section.format)]
+    kept = kept.with_columns(pl.col(name).replace("", None).cast(pl.Float64) for name in floats)
     buffer = io.BytesIO()
     kept.write_parquet(buffer)
     path = folder / FILE

@@ -34,6 +34,7 @@ REASONS = {
 }
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _PARQUET_SUFFIXES = (".parquet", ".pq")
+_MOST_FIELDS = 16_384
 
 
 class TableFormat(BaseModel):
@@ -71,10 +72,21 @@ def read_chunks(
     read or is larger than agreed.
     """
     path = Path(path)
-    is_parquet = layout.format == "parquet" or (layout.format == "auto" and path.suffix.lower() in _PARQUET_SUFFIXES)
-    if is_parquet:
+    if _is_parquet(path, layout):
         return _parquet_chunks(path, wanted, layout, identifiers)
     return _text_chunks(path, wanted, layout)
+
+
+def float_columns(path: Path, layout: TableFormat) -> frozenset[str]:
+    """Columns that a typed file holds as floating-point numbers; none of a text file."""
+    if not _is_parquet(Path(path), layout):
+        return frozenset()
+    return frozenset(name for name, kind in pl.read_parquet_schema(path).items() if kind.is_float())
+
+
+def _is_parquet(path: Path, layout: TableFormat) -> bool:
+    by_name = layout.format == "auto" and path.suffix.lower() in _PARQUET_SUFFIXES
+    return layout.format == "parquet" or by_name
 
 
 def _text_chunks(path: Path, wanted: Sequence[str], layout: TableFormat) -> Iterator[pl.DataFrame]:
@@ -166,6 +178,8 @@ def _header(line: str, separator: str, quoting: bool) -> list[str]:
         raise DataError(
             "got a first line that is no header, expected the columns' names", lines=[1], hint="or set names"
         )
+    if len(fields) > _MOST_FIELDS:  # each costs memory in every row, also in those that have fewer
+        raise DataError(f"got a header of {len(fields)} columns, expected at most {_MOST_FIELDS}", lines=[1])
     return [field.strip() for field in fields]
 
 

@@ -44,6 +44,26 @@ def test_rows_without_a_label_take_no_part_where_labels_are(tmp_path: Path) -> N
     assert read_columns(prepare(Columns.model_validate(section(BANK, path)), bank).path, schema(), BANK).rows == 150
 
 
+def test_fractions_of_a_typed_file_stay_fractions(tmp_path: Path) -> None:
+    """As categories they are refused: 7.0 would be another category than the 7 of a text file."""
+    source = tmp_path / "shop.parquet"
+    frame = pl.read_csv(TABLE.encode(), columns=["member", "item", "visits", "bought"])
+    frame.with_columns(pl.col("visits").cast(pl.Float64)).write_parquet(source)
+    found = prepare(Columns.model_validate(section(SHOP, source)), tmp_path)
+    kept = pl.read_parquet(found.path)
+    assert kept["visits"].to_list() == [3.0, None, 9.0] and kept["item"].to_list() == ["tea", "salt", "tea"]
+    assert read_columns(found.path, schema(), SHOP).identifiers == ("a", "b")
+    frame.with_columns(item=pl.Series([1.0, 2.0, 1.0])).write_parquet(source)
+    wrong = prepare(Columns.model_validate(section(SHOP, source)), tmp_path)
+    with pytest.raises(DataError, match="item"):
+        read_columns(wrong.path, schema(), SHOP)
+
+
+def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at most 16384"):
+        held(tmp_path, "member" + ",x" * 20_000 + "\na\n")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -40,7 +40,7 @@ from veil.trainers.columns.dry import dry_run
 from veil.trainers.columns.terms import WEIGHTS, ColumnsTerms, check_triples, schema_text, terms_of
 
 OVERRIDES: Final = (
-    *("steps", "learning_rate", "momentum", "batch", "population", "statistics_share", "fill", "least_users"),
+    *("steps", "learning_rate", "momentum", "population", "statistics_share", "fill", "least_users"),
     *("reach", "period", "harmonics"),
     *("units", "scale", "spread", "seed"),
 )
@@ -147,7 +147,7 @@ def plan_columns(
         raise ConfigError(
             f"got {schema.slots} rows of {schema.bits} bits, which leave less than {_LEAST_PRECISION_BITS} bits for"
             " residuals, expected at least these",
-            hint="take fewer bits in the schema, smaller batches, or fewer hidden units",
+            hint="take fewer bits in the schema, fewer rows, or fewer hidden units",
         )
     spent = cost_of(releases, delta)
     if spent > epsilon:
@@ -231,19 +231,18 @@ def _descent(
     schema: TabularSchema, given: Mapping[str, float], epsilon: float, delta: float, population: int
 ) -> DescentTerms:
     default = default_descent(epsilon, delta, population)
-    batch = _whole(given, "batch", schema.slots, schema.slots)
     rate = float(given.get("learning_rate", default.learning_rate))
     if not 0 < rate <= 1e4:
         raise ConfigError(f"got learning_rate {rate:g}, expected above 0 and at most 10,000")
     momentum = float(given.get("momentum", default.momentum))
     if not 0 <= momentum < 1:
         raise ConfigError(f"got momentum {momentum:g}, expected at least 0 and below 1")
-    # On the sum of a batch's gradients: the rate on their mean over the users that a batch is expected to hold.
-    on_sum = rate / max(1.0, population * batch / schema.slots)
+    # On the sum of gradients: the rate on their mean over the users that are expected.
+    on_sum = rate / max(1.0, population)
     rate_bits = min(_MOST_RATE_BITS, max(0, _RATE_STEPS_BITS - math.floor(math.log2(on_sum))))
     return DescentTerms(
         steps=_whole(given, "steps", default.steps, 900),
-        batch=batch,
+        batch=schema.slots,
         rate=max(1, round(on_sum * 2**rate_bits)),
         rate_bits=rate_bits,
         momentum=min(255, round(momentum * 256)),

@@ -99,6 +99,10 @@ class ColumnsTerms:
                 f"got an alignment of {len(alignment.sizes)} parties into {alignment.result} rows, expected"
                 f" {len(parties)} and the columns' {schema.slots} slots"
             )
+        # Sensitivity: one user more moves others to other slots. A sum over all slots does not notice; with batches,
+        # users would change between them, and a step's sum would change by more than one user's summand.
+        if trainer.descent.batch != schema.slots:
+            raise ConfigError(f"got batches of {trainer.descent.batch} rows, expected all {schema.slots} in every step")
         layout = layout_of(schema, hidden=alignment.mode == "hidden")
         terms = cls(trainer, schema, alignment, layout, descent_of(trainer.descent))
         terms._check_openings()

@@ -13,6 +13,7 @@ from cli.job import app
 from cli.job_forecast import link_of
 from tests.unit.trainers.columns.clicks import SHOP, SLOTS, job, schema
 from veil.errors import ConfigError
+from veil.jobs.columns import ColumnsTrainer
 from veil.jobs.request import load
 from veil.jobs.spec import Noise, parse
 from veil.privacy.accountant import epsilon
@@ -59,7 +60,7 @@ def test_the_base_rate_counts_classes_as_they_weigh() -> None:
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"momentum": 1.0}, "momentum"),
         ({"statistics_share": 1.0}, "statistics_share"),
-        ({"batch": SLOTS + 1.0}, "batch"),
+        ({"batch": 50.0}, "unknown settings batch"),
         ({"reach": 9.0}, "reach"),
         ({"fill": 9.0}, "fill"),
         ({"least_users": -1.0}, "least_users"),
@@ -109,10 +110,12 @@ def test_a_class_weighs_a_sixteenth_at_least() -> None:
         job(positive_weight=0.01)
 
 
-def test_batches_share_the_rows() -> None:
-    spec = job(overrides={"batch": 50.0})
-    terms = ColumnsTerms.of(spec)
-    assert terms.layout.batches(terms.descent.batch) == [(0, 50), (50, 100), (100, SLOTS)]
+def test_batches_are_refused_since_one_user_more_moves_others_between_them() -> None:
+    spec = job()
+    assert isinstance(spec.trainer, ColumnsTrainer)
+    descent = spec.trainer.descent.model_copy(update={"batch": 50})
+    with pytest.raises(ConfigError, match="batches of 50 rows"):
+        ColumnsTerms.of(spec.model_copy(update={"trainer": spec.trainer.model_copy(update={"descent": descent})}))
 
 
 def test_without_a_dealer_the_parties_draw_the_noise() -> None:
