@@ -12,17 +12,20 @@ no key learns nothing (no seed, error or polynomial a serves twice; a is uniform
 modelled as a random function, as SEAL's own generator is). Answers tell the owner of the key the masked result and
 nothing else of what its peer multiplied by:
 
-1. Decryption gives, beside the message, the noise v + f: v of the computation (the sum of e R, and u e + e1 s), f
-   uniform in [-2^(F-1), 2^(F-1)), drawn for each coefficient that is sent. Given everything the owner knows, e among
-   it, v + f is within a statistical distance of |v| / 2^F of f alone. F is 126 for matrices; v of k products by 64-bit
-   numbers has a mean absolute value of at most 2.7 * 2^63 sqrt(k), so even k = 2^16 (`MOST_TERMS`) leaves 53 bits for
-   each coefficient, and all 8192 of an answer within 2^-40. For vectors F is 130 and v smaller: 63 bits, and 2^-50.
+1. Decryption gives, beside the message, the noise v + f: v of the computation (the sum of (e + d) R, and u e + e1 s),
+   d what rounding the message to integers added to e, f uniform in [-2^(F-1), 2^(F-1)), drawn for each coefficient
+   that is sent. Given everything the owner knows, e and d among it, v + f is within a statistical distance of
+   |v| / 2^F of f alone. F is 126 for matrices; d is random and has a mean of 0 (`matrix`), so v of k products by 64-bit
+   numbers has a mean absolute value of at most 2.7 * 2^63 sqrt(k) whatever is multiplied, and even k = 2^16
+   (`MOST_TERMS`) leaves 53 bits for each coefficient, and all 8192 of an answer within 2^-40. For vectors F is 130, R
+   below 2^59, and d at most 1/2: at its very worst, 8192 times that, 59 bits and 2^-46. These are distances for one
+   answer; those of all answers that a party gives add up.
 2. With v gone, c0 follows from c1, the masked message and f. c1 = sum of a R + u a + e1 is a known number plus a sample
    of ring learning with errors with the secret u, uniform to everybody else.
 3. Rounding and what is left out come after that, computed from (c0, c1) alone.
 
 Decryption of an answer fails with a probability below 2^-70: of the 1004 units that it bears, flood takes 513 at most,
-v at its very worst (k times 21 * 2^63) less than one, and what is left for rounding, a sum of at most 8192 numbers
+v at its very worst (k times 22 * 2^63) less than one, and what is left for rounding, a sum of at most 8192 numbers
 within a half, is exceeded with a probability of at most 2^-83 a coefficient (Hoeffding); its deviation is 21 units.
 
 A peer that does not follow the protocol is not covered: it can make a request whose noise, or a public key whose first
@@ -44,7 +47,7 @@ from veil.mpc.he.residues import Integers, Longs, negative, plus
 from veil.mpc.he.ring import Ring, Words
 from veil.mpc.he.scheme import sampler
 from veil.mpc.he.spaces import DEGREE, Space, kept, rounding, whole
-from veil.mpc.randomness import RingStream
+from veil.mpc.randomness import KEY_BYTES, RingStream
 
 SEED_BYTES = 32
 MOST_TERMS = 2**16
@@ -71,10 +74,14 @@ def hello_bytes() -> int:
 
 
 class SecretKey:
-    """One party's key for as long as the object lives; it is never stored. One thread at a time."""
+    """One party's key for as long as the object lives; it is never stored. One thread at a time.
+
+    rounding: what rounds messages at random (`matrix`).
+    """
 
     def __init__(self) -> None:
         ring = whole()
+        self.rounding = RingStream(secrets.token_bytes(KEY_BYTES), b"he-rounding")
         self._s = residues.of_signed(sampler(DEGREE).secret().astype(np.int64), ring)
         ntt.forward(self._s, ring)
         self._s_kept = np.ascontiguousarray(self._s[: len(kept().primes)])

@@ -129,7 +129,7 @@ def ask(plan: MatrixPlan, left: Integers, key: SecretKey) -> bytes:
         columns = np.zeros((block.ciphertexts * block.grouped, block.together * block.padded), np.int64)
         columns[: plan.inner, : block.rows] = left[block.start : block.start + block.rows].T
         messages = (columns * _factor()).reshape(block.ciphertexts, DEGREE)
-        parts.append(key.encrypt(np.stack([RING.scaled(message) for message in messages]), f"matrix {number}"))
+        parts.append(key.encrypt(np.stack([_encoded(message, key) for message in messages]), f"matrix {number}"))
     return b"".join(parts)
 
 
@@ -203,6 +203,18 @@ def _factors(block: Block, right: Integers) -> Words:
     factors = np.ascontiguousarray(rows.reshape(len(rows), block.ciphertexts, length).transpose(1, 0, 2))
     ntt.forward_short(factors, whole())
     return residues.spread(factors, DEGREE)
+
+
+def _encoded(message: Integers, key: SecretKey) -> Words:
+    """uint32[primes, N]: Q m / t, rounded down or up such that the mean is exact. message: int64[N], [Q m]_t.
+
+    Rounded to the nearest, equal numbers would have equal errors, which add up: k / 2 for k of them, not sqrt(k) / 2.
+    """
+    nearest = RING.scaled(message)
+    drawn = key.rounding.ring(message.shape).numpy().view(np.uint64)
+    # The nearest one is off by -[Q m]_t / t.
+    away = np.where(drawn < np.abs(message).view(np.uint64), np.sign(message), 0)
+    return residues.plus(nearest, residues.of_signed(away, whole()), whole())
 
 
 def _factor() -> Integers:

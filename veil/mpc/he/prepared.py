@@ -1,7 +1,9 @@
 """Correlations that were made ahead: from a plan to a file at every party, and from the file to an engine.
 
-Guarantee: parties use the same batch from its beginning, or stop; each item is marked as used on the disk before it
-is handed out (`store`), so that no mask covers two values even across a crash.
+Guarantee: parties use the same batch from its beginning, or stop. Among three and more parties, all shares but those
+of masks are made anew by shares of zero (`veil.mpc.randomness`), so that those of any n - 1 parties say nothing of the
+other's, as if a dealer had dealt them: a product of what two parties know is shared among all. Each item is marked as
+used on the disk before it is handed out (`store`), so that no mask covers two values even across a crash.
 """
 
 from __future__ import annotations
@@ -42,10 +44,15 @@ def prepare(
     batch = hashlib.sha256(_DOMAIN + b"".join(parts)).digest()
     exchange = Exchange(communicator)
     exchange.start()
-    records: list[Record] = [
-        (independent,) if dependent is None else (independent, dependent)
-        for independent, dependent in make(SharedProducts(exchange), items, noise)
-    ]
+    products = SharedProducts(exchange)
+    made = make(products, items, noise)
+    made.reverse()
+    records: list[Record] = []
+    for item in items:
+        independent, dependent = made.pop()
+        # Masks of one owner are zero elsewhere; all others, those of waves too, are uniform as they are.
+        first = products.anew(independent) if item.kind == "truncation" else independent
+        records.append((first,) if dependent is None else (first, products.anew(dependent)))
     store.create(path, batch, labels, records)
     return batch
 
@@ -57,6 +64,7 @@ class StoredCorrelations:
         self._store = opened
         self._ready: deque[Taken] = deque()
         self._masks: list[str] = []
+        self._aligned = False
 
     def __repr__(self) -> str:
         return f"StoredCorrelations({self._store!r})"
@@ -74,9 +82,12 @@ class StoredCorrelations:
             raise StateError(
                 "got a store of which a part is used, expected a new one", hint="prepare correlations anew for this job"
             )
+        self._aligned = True
 
     def take(self, item: EngineItem) -> Taken:
-        """See `veil.mpc.engine.correlations.Correlations.take`."""
+        """See `veil.mpc.engine.correlations.Correlations.take`. Raises `StateError` before `align`."""
+        if not self._aligned:
+            raise StateError("got a request of parties that may hold other batches, expected `align` first")
         if not self._ready:
             first = self._store.position
             coming = self._store.labels[first : first + _AHEAD]

@@ -68,7 +68,7 @@ class HomomorphicProvider:
         item = check(Item("bits", (tuple(size),)))
         count = int(np.prod(item.shapes[0], dtype=np.int64))
         binary, additive = self._products.mixed_bits(count)
-        return _tensors(additive.reshape(size), binary.reshape(size))
+        return _tensors(self._products.anew(additive).reshape(size), binary.reshape(size))
 
 
 def _spread(side: Integers, shape: Sequence[int]) -> Integers:

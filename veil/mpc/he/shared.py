@@ -2,7 +2,8 @@
 
 A product of shared numbers a = sum of a_i, b = sum of b_j is the sum of a_i b_i, which each party computes, and of
 a_i b_j for i != j, which pairs compute (`exchange`). Any n - 1 parties see encryptions under other keys and masked
-results; so they learn nothing of the rest.
+results; so they learn nothing of the rest. But not all n parties take part in every product, and shares of bits are odd
+where the own bit is 1; what opens without a mask is shared `anew` before.
 
     bits          b = b_0 xor b_1 xor ...: from shares of x and a bit y known to one party, x + y - 2 x y
     truncation    r = sum of 2^i b_i, r >> f and the top bit of r, linear in the bits; exact
@@ -20,14 +21,16 @@ import numpy as np
 
 from veil.errors import InputError
 from veil.mpc.he.exchange import Deal, Exchange
-from veil.mpc.he.matrix import MOST_CIPHERTEXTS, MatrixPlan
+from veil.mpc.he.matrix import MatrixPlan
 from veil.mpc.he.residues import Integers
 from veil.mpc.he.spaces import DEGREE
 from veil.mpc.he.vectors import VectorPlan
-from veil.mpc.randomness import KEY_BYTES, RingStream
+from veil.mpc.keys import agree_on_streams
+from veil.mpc.randomness import KEY_BYTES, RingSource, RingStream
 
 # Numbers of one deal: some 13 MB of messages.
 AT_ONCE = 2**18
+_ZEROS = b"veil/he-zeros/v1"
 
 
 class SharedProducts:
@@ -37,6 +40,7 @@ class SharedProducts:
         self.exchange = exchange
         self.rank, self.parties = exchange.rank, exchange.parties
         self._own = RingStream(secrets.token_bytes(KEY_BYTES), b"he-own")
+        self._zeros: dict[str, RingSource] | None = None
 
     def __repr__(self) -> str:
         return f"SharedProducts(rank={self.rank}, parties={self.parties})"
@@ -44,6 +48,19 @@ class SharedProducts:
     def uniform(self, shape: Sequence[int]) -> Integers:
         """A share of a uniform tensor that nobody knows: int64, uniform by itself."""
         result: Integers = self._own.ring(tuple(shape)).numpy()
+        return result
+
+    def anew(self, share: Integers) -> Integers:
+        """Another share of the same: with three and more parties, those of any n - 1 say nothing of the other's.
+
+        One round at its first call. Two parties need none: the other's share is the result less the own one.
+        """
+        if self.parties == 2:
+            return share
+        if self._zeros is None:
+            self._zeros = agree_on_streams(self.exchange.communicator, _ZEROS)
+        zero = self._zeros["prev"].ring(share.shape) - self._zeros["next"].ring(share.shape)
+        result: Integers = share + zero.numpy()
         return result
 
     def holders(self, owner: int) -> tuple[int, ...]:
@@ -59,12 +76,24 @@ class SharedProducts:
     ) -> Integers:
         """A share of a @ b, int64[m, c], from shares int64[m, k] and int64[k, c].
 
-        holders: ranks whose shares may be other than zero, public; all when left out.
+        holders: ranks whose shares may be other than zero, public; all when left out. An inner extent that is too long
+        for one plan is halved. Raises `InputError` where that does not help.
         """
         ranks = range(self.parties)
         lefts, rights = (tuple(ranks if some is None else some) for some in (left_holders, right_holders))
         (rows, inner), columns = left.shape, right.shape[1]
-        plan, straight = _cheaper(rows, inner, columns)
+        found = _cheaper(rows, inner, columns)
+        if found is None:
+            if inner < 2:
+                raise InputError(
+                    f"got a product of shape {rows}, {inner}, {columns}, expected one that fits a plan",
+                    hint="split rows or columns",
+                )
+            first, second = slice(inner // 2), slice(inner // 2, inner)
+            return self.matmul(left[:, first], right[first], lefts, rights) + self.matmul(
+                left[:, second], right[second], lefts, rights
+            )
+        plan, straight = found
         askers, answerers = (lefts, rights) if straight else (rights, lefts)
         deals = []
         for asker in askers:
@@ -88,7 +117,7 @@ class SharedProducts:
         """A share of a * b, element by element, from shares of one shape; holders as in `matmul`."""
         ranks = range(self.parties)
         lefts, rights = (tuple(ranks if some is None else some) for some in (left_holders, right_holders))
-        total = left * right
+        total = np.multiply(left, right, order="C")  # so that `flat` is a view of it
         flat, first, second = total.reshape(-1), left.reshape(-1), right.reshape(-1)
         for start in range(0, flat.size, AT_ONCE):
             part = slice(start, min(start + AT_ONCE, flat.size))
@@ -136,7 +165,7 @@ class SharedProducts:
 
     def conjunction(self, left: Integers, right: Integers) -> Integers:
         """An xor share of a & b, bit by bit, from xor shares of one shape, int64. 64 products a number and pair."""
-        total = left & right
+        total = np.bitwise_and(left, right, order="C")  # so that `flat` is a view of it
         flat, first, second = total.reshape(-1), left.reshape(-1), right.reshape(-1)
         places = np.arange(64)
         step = AT_ONCE // 64
@@ -181,16 +210,16 @@ def half_way(count: int, whole: int) -> int:
     return min(count, -(-count // (2 * whole)) * whole)
 
 
-def _cheaper(rows: int, inner: int, columns: int) -> tuple[MatrixPlan, bool]:
-    """The plan under which less travels, and whether it is that of L R, not of its transpose."""
-    if rows * inner > DEGREE * MOST_CIPHERTEXTS:
-        return MatrixPlan(columns, inner, rows), False
-    straight = MatrixPlan(rows, inner, columns)
-    if columns * inner > DEGREE * MOST_CIPHERTEXTS:
-        return straight, True
-    turned = MatrixPlan(columns, inner, rows)
-    bytes_of = [plan.request_bytes + plan.answer_bytes(plan.columns) for plan in (straight, turned)]
-    return (straight, True) if bytes_of[0] <= bytes_of[1] else (turned, False)
+def _cheaper(rows: int, inner: int, columns: int) -> tuple[MatrixPlan, bool] | None:
+    """The plan under which less travels, and whether it is that of L R, not of its transpose; None if neither fits."""
+    fitting = []
+    for straight in (True, False):
+        try:
+            plan = MatrixPlan(rows if straight else columns, inner, columns if straight else rows)
+        except InputError:
+            continue
+        fitting.append((plan.request_bytes + plan.answer_bytes(plan.columns), plan, straight))
+    return min(fitting, key=lambda found: found[0])[1:] if fitting else None
 
 
 def _multiplied(left: Integers, right: Integers) -> Integers:

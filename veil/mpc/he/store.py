@@ -7,8 +7,9 @@
 
 Guarantee: a record is handed out at most once, whatever crashes when: the journal says that it is used, and that is on
 the disk, before a byte of it is read; a journal that is missing, torn or behind the file raises and gives nothing.
-Only one process has a store open. Used records are overwritten with zeros. A record that was changed raises
-`ArtifactError`. Both files have mode 0600. Not covered: someone who restores an old copy of both files from a backup.
+Only one process has a store open; a copy of the process that was forked off gets nothing from it. Used records are
+overwritten with zeros. A record that was changed raises `ArtifactError`. Both files have mode 0600. Not covered:
+someone who restores an old copy of both files from a backup.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import secrets
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -37,23 +39,39 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = 32
 _JOURNAL_BYTES = 24
 _MOST_HEADER_BYTES = 64 * 2**20
-_MOST_DIMENSIONS = 4
+# Those of an item and one more: waves and truncation pairs are stacks.
+_MOST_DIMENSIONS = 5
 BATCH_BYTES = 32
 
 
 def create(path: Path, batch: bytes, labels: Sequence[str], records: Sequence[Record]) -> None:
     """Writes a store. batch: 32 bytes that all parties of one making share, to tell batches apart; labels: what each
-    record is, public; records: its tensors, int64. Raises `StateError` when there is one already."""
+    record is, public; records: its tensors, int64. Raises `StateError` when there is one already or no room for
+    it, `InputError` for what could not be opened again."""
     if len(batch) != BATCH_BYTES or len(labels) != len(records):
         raise InputError(f"got a batch of {len(batch)} bytes, {len(labels)} labels and {len(records)} records")
     if path.exists() or _journal(path).exists():
         raise StateError(f"got {path}, which exists, expected a new file", hint="a used store is never written again")
-    path.parent.mkdir(parents=True, exist_ok=True)
     described = [
         {"label": label, "shapes": [list(tensor.shape) for tensor in record]}
         for label, record in zip(labels, records, strict=True)
     ]
     header = json.dumps({"batch": batch.hex(), "items": described}, separators=(",", ":")).encode()
+    dimensions = max((tensor.ndim for record in records for tensor in record), default=0)
+    if len(header) > _MOST_HEADER_BYTES or dimensions > _MOST_DIMENSIONS:
+        raise InputError(
+            f"got {len(records)} records of up to {dimensions} dimensions, expected at most {_MOST_DIMENSIONS}, and a"
+            f" list of them of at most {_MOST_HEADER_BYTES} bytes",
+            hint="make several stores of fewer records",
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, batch, header, records)
+    except OSError as error:
+        raise StateError(f"got no store written at {path}: {error.strerror}", hint="make room for it") from None
+
+
+def _write(path: Path, batch: bytes, header: bytes, records: Sequence[Record]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -74,12 +92,13 @@ def create(path: Path, batch: bytes, labels: Sequence[str], records: Sequence[Re
 
 
 class Store:
-    """An open store. Use as a context manager."""
+    """An open store. Use as a context manager. Threads may share it; a process that was forked off may not."""
 
     def __init__(self, path: Path) -> None:
         """Raises `StateError` when another process has it open or its journal is missing, `ArtifactError` for a file
         that does not verify."""
         self._path = path
+        self._process, self._one_at_a_time = os.getpid(), threading.RLock()
         self._file = self._open(path)
         try:
             self._journal = self._open(_journal(path))
@@ -104,9 +123,12 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Lets another process open it."""
-        for descriptor in (self._file, self._journal):
-            os.close(descriptor)
+        """Lets another process open it. A closed store gives nothing."""
+        # Numbers of closed files are soon those of others.
+        descriptors, self._file, self._journal = (self._file, self._journal), -1, -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     @property
     def position(self) -> int:
@@ -119,24 +141,42 @@ class Store:
 
     def take_many(self, labels: Sequence[str]) -> list[Record]:
         """The next records, spent by one write to the disk; a crash loses those that were not used yet."""
-        first = self._used
-        planned = self.labels[first : first + len(labels)]
-        if list(labels) != planned:
-            raise StateError(
-                f"got a request for {len(labels)} records from number {first} that the store does not hold there",
-                hint="it was made for another job, or a part of it is used up: make a new one",
-            )
-        self.skip_to(first + len(labels))
-        return [self._read(number) for number in range(first, first + len(labels))]
+        self._check_process()
+        with self._one_at_a_time:
+            first = self._used
+            planned = self.labels[first : first + len(labels)]
+            if list(labels) != planned:
+                raise StateError(
+                    f"got a request for {len(labels)} records from number {first} that the store does not hold there",
+                    hint="it was made for another job, or a part of it is used up: make a new one",
+                )
+            self.skip_to(first + len(labels))
+            try:
+                return [self._read(number) for number in range(first, first + len(labels))]
+            except OSError as error:
+                raise StateError(
+                    f"got no records {first} to {first + len(labels) - 1} of {self._path}: {error.strerror}",
+                    hint="they are spent: make a new store",
+                ) from None
 
     def skip_to(self, position: int) -> None:
         """Spends everything before `position`: parties that crashed go on at the highest one among them."""
-        if not self._used <= position <= len(self.labels):
-            raise StateError(f"got position {position}, expected {self._used} to {len(self.labels)}")
-        if os.pwrite(self._journal, _entry(self.batch, position), 0) != _JOURNAL_BYTES:
-            raise StateError("got a short write to a journal, expected room on the disk")
-        os.fsync(self._journal)
-        self._used = position
+        self._check_process()
+        with self._one_at_a_time:
+            if not self._used <= position <= len(self.labels):
+                raise StateError(f"got position {position}, expected {self._used} to {len(self.labels)}")
+            try:
+                if os.pwrite(self._journal, _entry(self.batch, position), 0) != _JOURNAL_BYTES:
+                    raise StateError("got a short write to a journal, expected room on the disk")
+                os.fsync(self._journal)
+            except OSError as error:
+                raise StateError(f"got no mark written for {self._path}: {error.strerror}") from None
+            self._used = position
+
+    def _check_process(self) -> None:
+        # A copy of this object in a process that was forked off has the same lock and the same position.
+        if os.getpid() != self._process:
+            raise StateError(f"got {self._path}, which another process has open, expected one at a time")
 
     @staticmethod
     def _open(path: Path) -> int:

@@ -70,8 +70,10 @@ def count_offline(items: Sequence[EngineItem], rank: int, parties: int) -> Offli
     counting = _Counting(rank, parties)
     make(SharedProducts(cast(Exchange, counting)), items)
     hellos = (parties - 1) * (hello_bytes() + _MESSAGE_BYTES)
-    # (and the statement of the items, and each party's part of the batch's name)
-    return OfflineCount(counting.rounds + 3, counting.sent_bytes + hellos, counting.received_bytes + hellos)
+    # (and the statement of the items, each party's part of the batch's name, and keys for shares of zero)
+    return OfflineCount(
+        counting.rounds + 3 + int(parties > 2), counting.sent_bytes + hellos, counting.received_bytes + hellos
+    )
 
 
 def seconds_per_byte() -> float:

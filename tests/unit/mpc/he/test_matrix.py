@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from tests.unit.mpc.he.numbers import product, uniform
 from veil.errors import InputError, ProtocolMismatch
-from veil.mpc.he.matrix import MatrixPlan
+from veil.mpc.he import matrix, ntt, residues
+from veil.mpc.he.keys import SecretKey
+from veil.mpc.he.matrix import MatrixPlan, PeerMatrix
 from veil.mpc.he.products import PairProducts
+from veil.mpc.he.spaces import whole
 
 Pair = tuple[PairProducts, PairProducts]
 
@@ -116,3 +119,22 @@ def test_shapes_are_checked(pair: Pair) -> None:
     for shape in ((0, 1, 1), (1, 2**16 + 1, 1), (8192 * 3000, 1, 1), (1, 1, 0)):
         with pytest.raises(InputError):
             MatrixPlan(*shape)
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**63 - 1, 1])
+def test_rounding_of_equal_numbers_does_not_add_up_in_the_noise(number: int) -> None:
+    # With one rounding for every number, noise would be k / 2 of the factors here; `keys` counts on sqrt(k).
+    key, made, plan = SecretKey(), whole(), MatrixPlan(64, 8192, 1)
+    held = PeerMatrix(plan, matrix.ask(plan, np.full((64, 8192), number), key), peer="p")
+    (block,), (pairs,) = plan.blocks, held._held
+    factors = matrix._factors(block, np.full((8192, 1), -(2**63)))
+    product = residues.sum_of_products(pairs, factors, made)
+    total = product[0].copy()
+    residues.plus_product(total, product[1].copy(), key._s, made)
+    ntt.inverse(total, made)
+    units = [made.modulus // q * pow(made.modulus // q, -1, q) for q in made.primes]
+    noise = []
+    for column in total[:, block.places(1)].T:
+        rest = sum(int(r) * u for r, u in zip(column, units, strict=True)) * 2**64 % made.modulus
+        noise.append(min(rest, made.modulus - rest) / 2**64)
+    assert np.mean(noise) < 1.5 * 2.7 * 2**63 * 8192**0.5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.mpc.he.numbers import together
+from tests.unit.mpc.he.numbers import together, total
 from veil.errors import ProtocolMismatch, StateError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.engine import Engine
@@ -18,6 +18,7 @@ from veil.mpc.engine.plan import plan
 from veil.mpc.engine.requests import Truncated, Waved
 from veil.mpc.engine.values import Value
 from veil.mpc.engine.waves import fit, sigmoid
+from veil.mpc.he import store
 from veil.mpc.he.prepared import StoredCorrelations, label, prepare
 from veil.mpc.he.store import Store
 
@@ -68,6 +69,35 @@ def test_the_engine_on_a_store(parties: int, tmp_path: Path) -> None:
         assert np.array_equal(back.numpy(), _features().numpy().T @ cut.numpy())
 
 
+def test_shares_of_three_parties_are_uniform_at_every_one(tmp_path: Path) -> None:
+    # A product of what two parties know: the third one takes no part in it, and yet its share must not be known, since
+    # what it adds to it later (noise) would be as soon as the sum opens.
+    items = [
+        EngineItem("mask", (40, 8), owner=0),
+        EngineItem("mask", (40, 5), owner=1),
+        EngineItem("product", (8, 5), left=0, right=1, rows=40, transposed=True),
+        EngineItem("truncation", (30,), shift=4),
+    ]
+
+    def program(communicator: TensorCommunicator) -> list[store.Record]:
+        path = tmp_path / str(communicator.rank)
+        prepare(communicator, path, items)
+        with Store(path) as opened:
+            return opened.take_many(opened.labels)
+
+    shares = together(3, program)
+    for own in shares:
+        for tensor in (own[2][1], own[3][0], *own[3][1]):
+            assert len(np.unique(tensor.view(np.uint64) >> np.uint64(40))) == tensor.size
+    left, right = (total([own[number][0] for own in shares]) for number in (0, 1))
+    assert not shares[2][0][0].any()
+    assert not shares[2][1][0].any()
+    assert np.array_equal(total([own[2][1] for own in shares]), left.T @ right)
+    mask, (cut, top) = total([own[3][0] for own in shares]), total([own[3][1] for own in shares])
+    assert np.array_equal(cut.view(np.uint64), mask.view(np.uint64) >> np.uint64(4))
+    assert np.array_equal(top.view(np.uint64), mask.view(np.uint64) >> np.uint64(63))
+
+
 def test_parties_must_ask_for_the_same(tmp_path: Path) -> None:
     def differ(communicator: TensorCommunicator) -> None:
         prepare(communicator, tmp_path / str(communicator.rank), [EngineItem("mask", (1 + communicator.rank,))])
@@ -98,6 +128,23 @@ def test_a_used_store_is_not_begun_again(tmp_path: Path) -> None:
         return "went on"
 
     assert all("a part is used" in said for said in together(2, program))
+
+
+def test_nothing_is_given_before_the_parties_agree(tmp_path: Path) -> None:
+    items = [EngineItem("mask", (3,))]
+
+    def program(communicator: TensorCommunicator) -> None:
+        path = tmp_path / str(communicator.rank)
+        prepare(communicator, path, items)
+        with Store(path) as opened:
+            source = StoredCorrelations(opened)
+            with pytest.raises(StateError, match="align"):
+                source.take(items[0])
+            assert opened.position == 0
+            source.align(communicator)
+            source.take(items[0])
+
+    together(2, program)
 
 
 def test_stores_of_different_batches(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_binary_triples_and_bits(parties: int) -> None:
     assert all(set(share.flatten().tolist()) == {0, 1} for share in binary)
 
 
+def test_additive_shares_of_bits_do_not_tell_the_binary_ones() -> None:
+    # Among three parties a share that opens is seen by parties that could not know it from the sum.
+    for additive, binary in zip(*_run(3, lambda p: p.B2A_rng((200,))), strict=True):
+        assert 50 < int(((additive ^ binary) & 1).sum()) < 150
+        assert len(torch.unique(additive >> 61)) == 8
+
+
 def test_what_is_not_served_is_said() -> None:
     def program(provider: HomomorphicProvider) -> tuple[Tensor, ...]:
         with pytest.raises(ConfigError):

@@ -12,7 +12,8 @@ from tests.unit.mpc.he.numbers import Integers, product, together, total, unifor
 from veil.errors import InputError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.he.exchange import Exchange
-from veil.mpc.he.shared import SharedProducts
+from veil.mpc.he.keys import MOST_TERMS
+from veil.mpc.he.shared import SharedProducts, _cheaper
 
 PARTIES = (2, 3)
 
@@ -65,6 +66,47 @@ def test_products_of_vectors(parties: int) -> None:
 
     left, right, result = _run(parties, program)
     assert np.array_equal(result, left * right)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        ((4097, 4000, 10), True),  # L alone has too many ciphertexts, as its rows are padded to 8192
+        ((10, 4000, 4097), True),
+        ((2049, 5000, 1), True),
+        ((64, 65537, 64), False),  # longer than noise allows
+        ((5000, 3000, 4500), False),  # too many ciphertexts either way
+        ((64, 65536, 64), True),
+        ((2**24 + 1, 1, 3), True),
+    ],
+)
+def test_a_plan_is_found_where_there_is_one(shape: tuple[int, int, int], fits: bool) -> None:
+    found = _cheaper(*shape)
+    assert (found is not None) == fits
+    if found is not None:
+        plan, straight = found
+        assert (plan.rows, plan.inner, plan.columns) == (shape if straight else shape[::-1])
+
+
+def test_products_longer_than_a_plan_allows() -> None:
+    inner = MOST_TERMS + 1
+
+    def program(products: SharedProducts) -> tuple[Integers, ...]:
+        left, right = uniform(products.rank, 2, inner), products.uniform((inner, 1))
+        return left, right, products.matmul(left, right)
+
+    left, right, result = _run(2, program)
+    assert np.array_equal(result, product(left, right))
+
+
+def test_factors_may_lie_in_memory_column_by_column() -> None:
+    def program(products: SharedProducts) -> tuple[Integers, ...]:
+        left, right = uniform(products.rank, 3, 20).T, products.uniform((3, 20)).T
+        return left, right, products.mul(left, right), left & 1, right & 1, products.conjunction(left & 1, right & 1)
+
+    left, right, result, first, second, both = _run(2, program)
+    assert np.array_equal(result, left * right)
+    assert np.array_equal(both & 1, first & second & 1)
 
 
 @pytest.mark.parametrize("parties", [2, 3, 4])

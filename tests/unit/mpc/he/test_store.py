@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +143,14 @@ def test_without_its_journal_a_store_gives_nothing(path: Path, damage: str) -> N
         Store(path)
 
 
+def test_a_journal_that_is_behind_gives_nothing(path: Path) -> None:
+    with Store(path) as opened:
+        opened.take("mask")
+    path.with_name("items.used").write_bytes(store._entry(BATCH, 0))
+    with Store(path) as opened, pytest.raises(ArtifactError):
+        opened.take("mask")
+
+
 def test_damaged_files(path: Path) -> None:
     good = path.read_bytes()
     for wrong in (b"", good[:20], good[:-1], good + b"\x00", b"X" + good[1:], good[:40] + b"\xff" + good[41:]):
@@ -173,3 +184,92 @@ def test_skipping_never_goes_back(path: Path) -> None:
             with pytest.raises(StateError):
                 opened.skip_to(wrong)
         opened.take("scalar")
+
+
+def test_a_forked_copy_gives_nothing(path: Path) -> None:
+    with Store(path) as opened:
+        child = os.fork()
+        if child == 0:
+            for spends in (lambda: opened.take("mask"), lambda: opened.skip_to(1)):
+                try:
+                    spends()
+                except StateError:
+                    continue
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert np.array_equal(opened.take("mask")[0], _records()[0][0])
+
+
+def test_threads_do_not_get_the_same_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, fsync, taken = threading.Barrier(2), os.fsync, []
+
+    def late(descriptor: int) -> None:
+        # Both threads are past reading the position, if anything lets them.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        fsync(descriptor)
+
+    def take() -> None:
+        with contextlib.suppress(StateError):
+            taken.append(opened.take("mask"))
+
+    with Store(path) as opened:
+        monkeypatch.setattr(os, "fsync", late)
+        threads = [threading.Thread(target=take) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(taken) == 1
+
+
+def test_a_closed_store_writes_nowhere(path: Path) -> None:
+    opened = Store(path)
+    opened.close()
+    # The numbers of its files are those of another file now.
+    others = [os.open(path.with_name(name), os.O_RDWR | os.O_CREAT) for name in ("first", "second")]
+    with pytest.raises(StateError):
+        opened.take("mask")
+    opened.close()
+    for other in others:
+        assert os.fstat(other).st_size == 0
+        os.close(other)
+
+
+def test_a_full_disk_gives_nothing_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Store(path) as opened:
+        for failing in ("fsync", "pwrite"):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, failing, full)
+                with pytest.raises(StateError, match="No space left"):
+                    opened.take("mask")
+            assert opened.position == 0
+        opened.take("mask")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pread", full)
+            with pytest.raises(StateError, match="spent"):
+                opened.take("pair")
+        assert opened.position == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StateError, match="No space left"):
+            store.create(path.with_name("new"), BATCH, LABELS, _records())
+    assert {file.name for file in path.parent.iterdir()} == {"items", "items.used"}
+
+
+def test_what_is_written_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The waves of an item of four dimensions have five.
+    record = (np.arange(16).reshape(2, 2, 2, 2), np.arange(64).reshape(4, 2, 2, 2, 2))
+    store.create(tmp_path / "deep", BATCH, ["waves"], [record])
+    with Store(tmp_path / "deep") as opened:
+        assert [part.shape for part in opened.take("waves")] == [part.shape for part in record]
+    with pytest.raises(InputError):
+        store.create(tmp_path / "deeper", BATCH, ["waves"], [(np.zeros((1,) * 6, np.int64),)])
+    monkeypatch.setattr(store, "_MOST_HEADER_BYTES", 100)
+    with pytest.raises(InputError):
+        store.create(tmp_path / "long", BATCH, LABELS, _records())
+    assert not list(tmp_path.glob("*er*")) + list(tmp_path.glob("*long*"))
