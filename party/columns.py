@@ -35,6 +35,11 @@ SCRATCH: Final = "correlations-"
 """How folders of correlations begin, which live as long as a job does."""
 
 
+def scratch(folder: Path, job_digest: bytes) -> Path:
+    """Where a job without a dealer keeps its correlations, in the folder of prepared rows."""
+    return folder / f"{SCRATCH}{job_digest.hex()[:32]}"
+
+
 @dataclass(frozen=True)
 class HeldColumns:
     """Where the prepared columns lie, what a job may use of them, and how many rows there are."""
@@ -50,14 +55,13 @@ class HeldColumns:
         """What the party's status shows."""
         return ReadReport(rows_read=self.rows, rows_kept=self.rows, users=self.rows)
 
-    def check(self, schema: TabularSchema, party: str, most: int) -> None:
+    def check(self, schema: TabularSchema, party: str, most: int | None) -> None:
         """Raises `PolicyError` for what the party does not give, `DataError` for values that do not fit the schema.
 
-        most: the largest number of rows that the job has room for.
+        most: the largest number of rows that the job has room for; None: no row is looked at.
         """
         check_names(schema, party, self.identifier, self.use, self.labels)
-        brought = read_columns(self.path, schema, party).rows
-        if brought > most:
+        if most is not None and read_columns(self.path, schema, party).rows > most:
             raise DataError(f"got more rows than the {most} that the job declares for {party}, expected at most these")
 
 

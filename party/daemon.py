@@ -123,7 +123,7 @@ class Daemon:
         except Exception:  # noqa: BLE001 - whatever one command does, the party must hear the next one
             _LOG.exception("command %s broke", command)
 
-    def _review(self, job: job_pb2.Job) -> Reviewed:
+    def _review(self, job: job_pb2.Job, *, consented: bool = True) -> Reviewed:
         return review(
             job.text,
             job.digest,
@@ -135,18 +135,27 @@ class Daemon:
             modules=self.config.modules,
             users=self.config.users,
             columns=self.prepared.columns,
+            consented=consented,
         )
 
-    def _consider(self, job: job_pb2.Job) -> None:
+    def _review_or_refuse(self, job: job_pb2.Job, *, consented: bool) -> Reviewed | None:
         try:
-            reviewed = self._review(job)
+            return self._review(job, consented=consented)
         except VeilError as error:
             _LOG.warning("job %s refused: %s", job.job_id[:8], error)
             self._report_refusal(job.job_id, error)
+            return None
+
+    def _consider(self, job: job_pb2.Job) -> None:
+        by_policy = self.config.approval.mode == "policy"
+        reviewed = self._review_or_refuse(job, consented=by_policy)
+        if reviewed is None:
             return
         # The coordinator proposes again whenever this party comes back; a person is asked once for a digest.
-        if self.config.approval.mode == "policy" or self._approved_before(job.job_id, reviewed.digest):
-            self._sign(job.job_id, reviewed)
+        if by_policy or self._approved_before(job.job_id, reviewed.digest):
+            final = reviewed if by_policy else self._review_or_refuse(job, consented=True)
+            if final is not None:
+                self._sign(job.job_id, final)
             return
         with self._lock:
             if len(self._pending) >= _MOST_PENDING:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from party.columns import SCRATCH, read_columns
+from party.columns import read_columns, scratch
 from veil.align.protocol import align
 from veil.errors import RevealError
 from veil.jobs.reports import ALIGN, REVEAL
@@ -192,7 +192,7 @@ class JointRun:
         from veil.mpc.he.prepared import StoredCorrelations, prepare
         from veil.mpc.he.store import Store
 
-        folder = seat.scratch / f"{SCRATCH}{seat.job_digest.hex()[:32]}"
+        folder = scratch(seat.scratch, seat.job_digest)
         folder.mkdir(mode=0o700)
         try:
             with self._phase("offline"):

@@ -51,11 +51,14 @@ def review(
     modules: Mapping[str, Path] | None = None,
     users: Users | None = None,
     columns: HeldColumns | None = None,
+    consented: bool = True,
 ) -> Reviewed:
     """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why.
 
     `users`: how this party prepares attributes of its users; without it no question by attribute is signed.
     `columns`: what it gives to models on split columns; without it no such job is signed.
+    `consented`: False: whether rows fit the job is left open. A refusal tells whoever has submitted it, again and again
+    with other numbers if they like, something of rows; where a person decides, not before that.
     """
     # (1) The text is canonical and its digest is the one that everybody else was shown.
     spec = parse(text)
@@ -85,7 +88,7 @@ def review(
     # that this party lists, by digest; columns are those that it gives, and its values fit them.
     check_job(spec, catalogue, modules=modules)
     _check_attributes(spec, users)
-    users_at_most = _check_columns(spec, me.name, columns)
+    users_at_most = _check_columns(spec, me.name, columns, consented)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,
@@ -124,7 +127,7 @@ def _check_catalogue(spec: JobSpec, catalogue: Catalogue | None) -> None:
         )
 
 
-def _check_columns(spec: JobSpec, party: str, columns: HeldColumns | None) -> int:
+def _check_columns(spec: JobSpec, party: str, columns: HeldColumns | None, consented: bool) -> int:
     """How many users the job can have at most; for a job on split columns, the number of its slots."""
     if not isinstance(spec.trainer, ColumnsTrainer):
         return _MOST_USERS
@@ -136,7 +139,7 @@ def _check_columns(spec: JobSpec, party: str, columns: HeldColumns | None) -> in
 
     terms = ColumnsTerms.of(spec)
     dry_run(terms, spec.releases, spec.privacy.noise, rank=spec.rank(party))  # numbers fit, tensors are bounded
-    columns.check(terms.schema, party, terms.alignment.sizes[spec.rank(party)])
+    columns.check(terms.schema, party, terms.alignment.sizes[spec.rank(party)] if consented else None)
     return terms.layout.rows
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from party import report
+from party.columns import scratch
 from party.config import PartyConfig
 from party.publish import check_manifest
 from party.review import Reviewed
@@ -28,12 +30,13 @@ from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs import signing
 from veil.jobs.columns import ColumnsTrainer
-from veil.jobs.reports import Outcome, Progress, steps
+from veil.jobs.reports import ALIGN, Outcome, Progress, steps
 from veil.jobs.signing import Approval
 from veil.mpc.dealer_client import SEED_BYTES, DealerClient
 from veil.mpc.faults import from_document
 from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
 from veil.mpc.relay_hub import Correct, RelayHub
+from veil.mpc.transport import Traffic
 from veil.privacy.accountant import to_micro
 from veil.privacy.ledger import Ledger
 from veil.recsys.manifest import sign_manifest
@@ -90,6 +93,9 @@ class JobRun:
         self._mesh: GrpcMesh | None = None
         self._dealer: DealerClient | None = None
         self._seed: bytes = b""
+        # The traffic of an alignment shows how many users are common, which parties learn and nobody else: what passed
+        # until its end is told to nobody (None: it has not ended). All else follows from shapes.
+        self._untold: Traffic | None = None if isinstance(self._spec.trainer, ColumnsTrainer) else Traffic()
         self._started_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"job-{job_id[:8]}", daemon=True)
 
@@ -126,6 +132,14 @@ class JobRun:
             self._failure = self._failure or StateError(f"{self._name} failed inside", hint="its log says why")
         finally:
             self._clean_up()
+        try:
+            self._report()
+        finally:
+            # Last: the dealer then forgets the job, which the party of rank 0 could take for a failure of its own.
+            if self._dealer is not None:
+                self._dealer.close()
+
+    def _report(self) -> None:
         if self._stopped is not None:
             return
         if self._outcome is not None and self._failure is None:
@@ -238,10 +252,11 @@ class JobRun:
             except subprocess.TimeoutExpired:
                 self._worker.kill()
                 self._worker.wait()
+            if self._columns is not None:
+                # The worker removes it, unless it was killed: correlations must not lie there until the next start.
+                shutil.rmtree(scratch(self._columns.parent, self._digest), ignore_errors=True)
         if self._mesh is not None:
             self._mesh.close()
-        if self._dealer is not None:
-            self._dealer.close()
         self._seed = b""
 
     def _died(self) -> VeilError:
@@ -306,20 +321,19 @@ class JobRun:
         return {}
 
     def _progress(self, step: str, done: int) -> None:
-        sent = received = messages = 0
-        if self._mesh is not None:
-            total = self._mesh.meter.total()
-            sent, received, messages = total.bytes_sent, total.bytes_received, total.messages_sent
-        if self._dealer is not None:
-            received += self._dealer.bytes_received
+        total = Traffic() if self._mesh is None else self._mesh.meter.total()
+        if step == ALIGN:
+            self._untold = total
+        untold = self._untold or total
+        corrected = 0 if self._dealer is None else self._dealer.bytes_received
         self._on_progress(
             Progress(
                 step=step,
                 done=done,
                 total=len(steps(self._spec)),
-                bytes_sent=sent,
-                bytes_received=received,
-                messages_sent=messages,
+                bytes_sent=total.bytes_sent - untold.bytes_sent,
+                bytes_received=total.bytes_received - untold.bytes_received + corrected,
+                messages_sent=total.messages_sent - untold.messages_sent,
                 elapsed_ms=int(1000 * (time.monotonic() - self._started_at)),
             )
         )

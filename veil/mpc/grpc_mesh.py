@@ -212,11 +212,18 @@ class GrpcMesh:
             got, expected = "another job digest", "the one that this party has signed"
         elif len(hello.session) != _SESSION_BYTES:
             got, expected = f"a session of {len(hello.session)} bytes", f"{_SESSION_BYTES}"
-        elif pair.peer_session and (hello.session, hello.peer_session) != (pair.peer_session, self._session):
+        elif pair.peer_session and not self._resumes(hello, pair):
             got, expected = "a second stream or another run of the job", "the stream that broke to be resumed"
         else:
             return
         raise ProtocolMismatch(f"got {got} from {pair.peer}, expected {expected}", culprits=(pair.peer,))
+
+    def _resumes(self, hello: mesh_pb2.MeshHello, pair: Pair) -> bool:
+        """Whether it comes from the run that the pair has met before."""
+        # The answer to a first hello can be lost with its connection: who repeats it knows no session of this side yet,
+        # and has sent nothing.
+        unanswered = not hello.peer_session and hello.received == pair.received == 0
+        return hello.session == pair.peer_session and (hello.peer_session == self._session or unanswered)
 
     # Step (2), (4): the higher rank -------------------------------------------------------------------------------
 

@@ -65,6 +65,11 @@ class Pair:
         """How the peer's direction ended; None while it has not."""
         return self.inbox.ended
 
+    @property
+    def received(self) -> int:
+        """Frames that have arrived from the peer."""
+        return self._assembler.received
+
     def prepare(self) -> int:
         """Takes the present stream out of service; the number of frames received, to be told in a hello."""
         with self._state:

@@ -41,6 +41,8 @@ STATISTICS_BITS: Final = 14
 _PUBLIC_STEP: Final = 2.0**20
 _LEAST_VARIANCE: Final = 2.0**-12
 _LEAST_RATE: Final = 2.0**-10
+# On the public grid still far inside 63 bits. Any row scaled so is clipped to its share all the same.
+MOST_SCALE: Final = 2.0**32
 _MOST_NAME: Final = 48
 
 Int64 = npt.NDArray[np.int64]
@@ -81,6 +83,7 @@ class Standardisation:
         if (
             np.abs(offset).max(initial=0) > 1
             or scale.min(initial=0) < 0
+            or scale.max(initial=0) > MOST_SCALE
             or users < 1
             or not (rate == -1 or 0 < rate < 1)
         ):
@@ -184,6 +187,8 @@ def standardise(
     scale[one_hot & (mean * users < least_users)] = 0.0
     total = float(np.sum(np.square(scale) * variance))
     scale *= fill * mine.norm_share / math.sqrt(total) if total > 0 else 0.0
+    # Where all that varies hardly weighs, what does not vary would be scaled beyond every number.
+    scale = np.minimum(scale, MOST_SCALE)
     rate = None
     if schema.label_party == party:
         positive, negative = (max(float(value), 1.0) for value in sums[-2:])

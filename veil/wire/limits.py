@@ -58,7 +58,8 @@ def client_options(address: str, server_name: str, max_message_bytes: int) -> Op
         # a call is made once; whoever repeats it decides so knowingly
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        # not a pause, whatever its name: how long one attempt may take, from TCP and TLS to the first frame of HTTP/2
+        ("grpc.min_reconnect_backoff_ms", _HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         *_common(max_message_bytes),
     ]

@@ -242,6 +242,18 @@ def test_a_second_stream_of_a_pair_is_refused(
     assert waiting.recv(2, 5) == b"x"
 
 
+def test_a_first_hello_may_be_repeated_whose_answer_was_lost(
+    sites: dict[str, Site], waiting: GrpcMesh, credentials: dict[str, Credentials]
+) -> None:
+    for _ in range(2):
+        (answer,) = raw(sites["beta"], credentials["party-gamma"], lambda: iter([hello()]))
+        assert answer.hello.peer_session == SESSION
+    with pytest.raises(ProtocolMismatch, match="another run"):  # but not by a process that has started anew
+        raw(sites["beta"], credentials["party-gamma"], lambda: iter([hello(session=bytes(16))]))
+    raw(sites["beta"], credentials["party-gamma"], lambda: iter([hello(), frame(0)]))
+    assert waiting.recv(2, 5) == b"x"
+
+
 def test_a_resumed_stream_takes_the_place_of_one_that_looks_alive_and_repeats_are_dropped(
     sites: dict[str, Site], waiting: GrpcMesh, credentials: dict[str, Credentials]
 ) -> None:

@@ -90,6 +90,16 @@ def test_messages_arrive_once_and_in_order_across_many_cuts(path: Path) -> None:
     assert pair.streams > 1 and path.proxy.connections >= pair.streams
 
 
+def test_a_long_path_comes_up_and_comes_back(path: Path) -> None:
+    """A connection takes three round trips and more: here about a second and a half, as on a machine that is busy."""
+    path.proxy.delay_s = 0.25
+    meshes = path.connect()
+    for message in (b"before", b"after a break"):
+        meshes[1].send(0, message)
+        assert meshes[0].recv(1, 20) == message
+        path.proxy.cut()
+
+
 def test_what_goes_out_again_is_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame that either end ever hands to gRPC, by number: no number with two contents."""
     from veil.mpc import mesh_frames

@@ -143,6 +143,26 @@ def test_an_approval_that_comes_too_late_is_told_to_the_coordinator(
     assert "has run here before" in _report(daemon).refused.failure.sentence
 
 
+def test_rows_are_looked_at_after_a_person_has_approved(
+    make_daemon: Callable[..., Daemon], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    original = review
+
+    def reviewing(*arguments: Any, consented: bool, **more: Any) -> Any:
+        looked.append(consented)
+        return original(*arguments, consented=consented, **more)
+
+    monkeypatch.setattr("party.daemon.review", reviewing)
+    daemon, spec = make_daemon("manual"), _spec(catalogue)
+    daemon._handle(_propose(spec))
+    daemon._handle(_propose(spec))
+    assert looked == [False, False]
+    daemon.approve(_JOB_ID, digest(spec.text()))
+    daemon._handle(_propose(spec))  # the coordinator shows it again, and the approval stands
+    assert looked == [False, False, True, False, True]
+
+
 def test_signatures_that_are_never_used_do_not_pile_up(
     make_daemon: Callable[..., Daemon], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def judge(tmp_path: Path) -> Judge:
         held[party] = prepare(Columns.model_validate(section(party, paths[party])), tmp_path / party)
     ledger = Ledger(tmp_path / "ledger.sqlite", epsilon_limit=20.0, delta=1e-5)
 
-    def ask(document: dict[str, Any], party: str = SHOP, *, gives: bool = True) -> Reviewed:
+    def ask(document: dict[str, Any], party: str = SHOP, *, gives: bool = True, **more: bool) -> Reviewed:
         text = canonical(document)
         return review(
             text,
@@ -47,6 +47,7 @@ def judge(tmp_path: Path) -> Judge:
             ledger=ledger,
             rules=_RULES,
             columns=held[party] if gives else None,
+            **more,
         )
 
     return ask
@@ -128,6 +129,24 @@ def test_each_is_refused(
 ) -> None:
     with pytest.raises(kind, match=says):
         judge(change(document_of(spec)), party)
+
+
+@pytest.mark.parametrize(("party", "change", "kind", "says"), CASES)
+def test_before_consent_everything_but_rows_is_looked_at(
+    spec: JobSpec,
+    judge: Judge,
+    party: str,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    kind: type[VeilError],
+    says: str,
+) -> None:
+    """A refusal for rows, asked for again and again, would find out what they are."""
+    document = change(document_of(spec))
+    if kind is DataError:
+        assert judge(document, party, consented=False).digest == digest(canonical(document))
+        return
+    with pytest.raises(kind, match=says):
+        judge(document, party, consented=False)
 
 
 def test_another_label_holder_is_refused_by_who_does_not_give_labels(judge: Judge) -> None:

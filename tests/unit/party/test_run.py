@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 from baseline.evaluate import simulation_spec
+from party.columns import scratch
 from party.config import PartyConfig
 from party.review import Reviewed
 from party.run import JobRun
+from tests.unit.trainers.columns.clicks import BANK, job
 from veil import __version__
 from veil.errors import StateError, VeilError
 from veil.identity.credentials import Credentials
+from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
 from veil.jobs import signing
+from veil.jobs.reports import Progress
 from veil.jobs.spec import digest
-from veil.mpc.grpc_mesh import MeshServicer
+from veil.mpc.dealer_client import DealerClient
+from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
+from veil.mpc.transport import Meter
 from veil.privacy.ledger import Ledger
 from veil.recsys import synthetic
 from veil.recsys.features import build_catalogue
@@ -68,3 +78,69 @@ def test_one_signature_is_for_one_run_whatever_the_job_is_called(tmp_path: Path)
     refused = failure_of("b" * 32)
     assert isinstance(refused, StateError)
     assert "has run here under another name" in refused.message
+
+
+def columns_run(
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    on_failed: Callable[[VeilError], None] = lambda error: None,
+) -> JobRun:
+    """A run of a job on columns that has not begun."""
+    spec = job()
+    folders = make_consortium(folder / "certs", "trial", list(spec.parties))
+    return JobRun(
+        job_id="a" * 32,
+        reviewed=Reviewed(spec, digest(spec.text()), 1.0),
+        approvals=[],
+        addresses={},
+        config=cast(PartyConfig, None),  # not looked at here
+        credentials=Credentials.load(folders[Identity("trial", Role.PARTY, BANK)]),
+        rows=folder / "rows" / "rows.safetensors",
+        columns=folder / "rows" / "columns.parquet",
+        ledger=Ledger(folder / "ledger.sqlite", epsilon_limit=20.0, delta=1e-5),
+        mesh=MeshServicer(),
+        predecessors=[],
+        on_progress=on_progress,
+        on_done=lambda outcome: None,
+        on_failed=on_failed,
+    )
+
+
+def test_a_killed_worker_leaves_no_correlations_behind(tmp_path: Path) -> None:
+    run = columns_run(tmp_path, lambda progress: None)
+    folder = scratch(tmp_path / "rows", digest(job().text()))
+    folder.mkdir(parents=True)
+    (folder / "items").write_bytes(b"shares of masks")
+    run._clean_up()
+    assert folder.exists()  # a run that has started no worker touches nobody else's
+    run._worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    run._worker.kill()
+    run._clean_up()
+    assert not folder.exists()
+
+
+def test_nothing_that_is_reported_shows_how_many_users_are_common(tmp_path: Path) -> None:
+    """Two runs whose alignments took different numbers of bytes, and the rest of which did not."""
+    told: list[list[Progress]] = []
+    for number, common in enumerate((100, 101)):
+        reports: list[Progress] = []
+        run = columns_run(tmp_path / str(number), reports.append)
+        meter = Meter()
+        run._mesh = cast(GrpcMesh, SimpleNamespace(meter=meter))
+        run._progress("mesh", 2)
+        for size_bytes in (32 * common, 8):
+            meter.sent(1, size_bytes)
+            meter.received(1, size_bytes)
+            run._progress("align" if size_bytes > 8 else "statistics-bank", 3)
+        told.append(reports)
+    counts = [[(one.bytes_sent, one.bytes_received, one.messages_sent) for one in reports] for reports in told]
+    assert counts[0] == counts[1] == [(0, 0, 0), (0, 0, 0), (8, 8, 1)]
+
+
+def test_a_failure_is_reported_before_the_dealer_forgets_the_job(tmp_path: Path) -> None:
+    """The others' requests fail from then on: whoever meets that first must not be taken for the culprit."""
+    order: list[str] = []
+    run = columns_run(tmp_path, lambda progress: None, lambda error: order.append(error.code))
+    run._dealer = cast(DealerClient, SimpleNamespace(close=lambda: order.append("forgotten"), bytes_received=0))
+    run._run()
+    assert order == ["POLICY", "forgotten"]

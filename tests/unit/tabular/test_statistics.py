@@ -16,8 +16,9 @@ from veil.tabular.encoding import encode_features
 from veil.tabular.grid import encode_rows
 from veil.tabular.reading import read_party
 from veil.tabular.rows import take_rows
-from veil.tabular.schema import TabularSchema
+from veil.tabular.schema import HashedColumn, Label, PartyColumns, TabularSchema
 from veil.tabular.statistics import (
+    MOST_SCALE,
     STATISTICS_BITS,
     Standardisation,
     contribution,
@@ -94,6 +95,20 @@ def test_noise_never_leaves_what_is_possible(schema: TabularSchema, write: Write
         assert (np.abs(found.offset) <= 1).all()
         assert found.rate is not None and 0 < found.rate < 1
         assert 1 <= found.users <= schema.slots
+
+
+def test_a_column_that_hardly_weighs_does_not_scale_another_beyond_every_number() -> None:
+    """Any schema may be in a job text: a column without variance beside one that varies and weighs next to nothing."""
+    columns = tuple(HashedColumn(name=name, buckets=2, weight=weight) for name, weight in (("x", 100.0), ("y", 1e-100)))
+    schema = TabularSchema(
+        slots=1000,
+        parties=(PartyColumns(party="shop", identifier="user", columns=columns, norm_share=1.0),),
+        label=Label(name="bought"),
+        label_party="shop",
+    )
+    opened = np.array([1000, 1000, 0, 500, 500, 300, 700], dtype=np.int64) << STATISTICS_BITS
+    found = standardise(schema, "shop", opened)
+    assert np.isfinite(found.scale).all() and found.scale.min() >= 0 and found.scale.max() == MOST_SCALE
 
 
 def test_rare_features_can_be_left_out(schema: TabularSchema, write: Write) -> None:

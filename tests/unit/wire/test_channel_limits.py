@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.unit.mpc.network import Proxy
 from tests.unit.wire.calls import ALPHA, Party, raw_channel
 from veil.errors import ConfigError, PeerError, PeerLost, WireError
 from veil.identity.names import Role
@@ -25,6 +26,16 @@ def test_unary_calls_have_a_deadline(server: RunningServer, party: Party, echo_o
         assert 32 < float(echo.unary("deadline", timeout=500)[0]) < 510
         assert 0 < float(echo.future("deadline")[0]) < 32
         assert float(echo.both("deadline")[0]) > 1e9  # a conversation may last
+
+
+def test_a_server_far_away_or_busy_is_reached(server: RunningServer, party: Party, echo_of: Any) -> None:
+    """TCP, TLS and HTTP/2 take some round trips before the first call, and a call is made once."""
+    proxy = Proxy(f"127.0.0.1:{server.port}", delay_s=0.2)
+    try:
+        with open_channel(proxy.address, party("party-beta"), ALPHA) as channel, translated("alpha"):
+            assert echo_of(channel).both("who") == ["veil://trial/party/beta"]
+    finally:
+        proxy.close()
 
 
 def test_unary_calls_without_a_deadline_are_refused(server: RunningServer, party: Party, echo_of: Any) -> None:

@@ -2,7 +2,7 @@
 
 Guarantee: `load_columns` returns a model only when every required party has signed the manifest, every file has the
 size and SHA-256 that it lists, and the numbers fit the signed job: as many weights as its columns have features, all
-finite.
+of a size that training can give, so that every score is a number.
 
     manifest.json         `veil.recsys.manifest.OutcomeManifest`, kind "columns"
     job.json              the job text that the parties signed before training; it holds the schema
@@ -40,12 +40,13 @@ from veil.recsys.signed import check_job, job_facts, listed, manifest_bytes, par
 from veil.tabular.grid import encode_rows
 from veil.tabular.reading import PartyTable
 from veil.tabular.schema import TabularSchema
-from veil.tabular.statistics import Standardisation
+from veil.tabular.statistics import MOST_SCALE, Standardisation
 from veil.trainers.columns.terms import ColumnsTerms, series_of
 
 SCHEMA: Final = "veil.columns/1"
 _HEADER_BYTES: Final = 64 * 1024
 _FACTS_BYTES: Final = 64 * 1024
+_MOST_WEIGHT: Final = 2.0**63
 
 Float64 = npt.NDArray[np.float64]
 
@@ -91,8 +92,10 @@ class ColumnsModel:
         """
         place = self.schema.place(table.party.party)
         standardisation = Standardisation(self.offset[place], self.scale[place], None, 1.0)
-        rows = encode_rows(self.schema, table, standardisation) / 2.0**self.schema.bits
-        return np.asarray(rows @ self.weights[place])
+        weights = self.weights[place] / 2.0**self.schema.bits
+        # A block at a time: all features of all rows may be more than memory holds.
+        parts = [encode_rows(self.schema, block, standardisation) @ weights for block in table.blocks()]
+        return np.concatenate([np.zeros((0, weights.shape[1])), *parts])
 
     def predict(self, tables: Sequence[PartyTable]) -> Float64:
         """Probabilities of the positive outcome, float64[rows], for rows of which one holds all parties' columns.
@@ -179,12 +182,16 @@ def _arrays(data: bytes, width: int, outputs: int) -> dict[str, Float64]:
     except (SafetensorError, ValueError, KeyError):
         raise ArtifactError("got weights.safetensors that does not parse, expected safetensors") from None
     shapes = {"weights": (width, outputs), "offset": (width,), "scale": (width,)}
+    # Those of numbers modulo 2^64 and of `standardise`: a score of larger ones could be no number. NaN fits no range.
+    ranges = {"weights": (-_MOST_WEIGHT, _MOST_WEIGHT), "offset": (-1.0, 1.0), "scale": (0.0, MOST_SCALE)}
     fit = set(arrays) == set(shapes) and all(
-        array.shape == shapes[name] and array.dtype == np.float64 and np.isfinite(array).all()
+        array.shape == shapes[name]
+        and array.dtype == np.float64
+        and ((ranges[name][0] <= array) & (array <= ranges[name][1])).all()
         for name, array in arrays.items()
     )
     if not fit:
         raise ArtifactError(
-            f"got other arrays, expected weights, offset and scale of {width} features, finite float64 numbers"
+            f"got other arrays, expected weights, offset and scale of {width} features, float64 numbers in range"
         )
     return dict(arrays)

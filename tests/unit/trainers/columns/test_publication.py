@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
 from veil.recsys.manifest import sign_manifest
 from veil.recsys.signed import save_directory
+from veil.tabular.grid import encode_rows
 from veil.trainers.columns.publication import ColumnsModel, ColumnsPublication, load_columns
 from veil.trainers.columns.terms import ColumnsTerms
 
@@ -92,6 +94,35 @@ def test_what_does_not_fit_the_job_is_refused_though_signed(
     signers.publish(tmp_path / "model", changes)
     with pytest.raises(ArtifactError):
         load_columns(tmp_path / "model", signers.authority)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("weights", np.nan), ("weights", 1e300), ("offset", 2.0), ("scale", -1.0), ("scale", np.inf)]
+)
+def test_numbers_that_training_cannot_give_are_refused_though_signed(
+    signers: Signers, tmp_path: Path, name: str, value: float
+) -> None:
+    arrays = {one: getattr(model(), one).copy() for one in ("weights", "offset", "scale")}
+    arrays[name][0] = value
+    signers.publish(tmp_path / "model", {"weights.safetensors": save(arrays)})
+    with pytest.raises(ArtifactError, match="in range"):
+        load_columns(tmp_path / "model", signers.authority)
+
+
+def test_rows_are_encoded_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "rows.csv"
+    whole.write_text("user,income,region,item,visits\na,90,north,tea,9\nb,5,south,salt,\nc,7,south,tea,1\n")
+    tables = read_tables(TERMS.schema, [str(whole)], "user")
+    expected, sizes = model().predict(tables), []
+
+    def encoding(schema: Any, table: Any, standardisation: Any) -> Any:
+        sizes.append(table.rows)
+        return encode_rows(schema, table, standardisation)
+
+    monkeypatch.setattr("veil.tabular.reading._BLOCK_ENTRIES", 1)
+    monkeypatch.setattr("veil.trainers.columns.publication.encode_rows", encoding)
+    np.testing.assert_allclose(model().predict(tables), expected, rtol=1e-12)
+    assert sizes == [1] * 3 * len(tables)
 
 
 def test_a_missing_signature_or_an_altered_file_is_refused(signers: Signers, tmp_path: Path) -> None:
