@@ -14,7 +14,7 @@ BENCH_DATA ?= ../shared/data
 PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
 CODE    := veil party coordinator dealer he_inference baseline cli tests examples
 
-.PHONY: help setup demo test check bench bench-score bench-privacy bench-mpc fuzz soak protos certs format clean
+.PHONY: help setup demo test check bench bench-score bench-privacy bench-mpc bench-columns fuzz soak protos certs format clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench-privacy: setup ## What a budget buys, on the real data sets in BENCH_DATA;
 
 bench-mpc: setup ## Secure computation beside SPU, CrypTen, Flower, NVFlare, each installed in out/peers; out/bench-mpc
 	$(BIN)/veil bench mpc-all --out out/bench-mpc
+
+bench-columns: setup ## Click models on split columns beside plaintext, on the samples in BENCH_DATA; out/bench-columns
+	$(BIN)/veil bench columns-all --data "$(BENCH_DATA)" --out out/bench-columns
 
 fuzz: setup ## 100,000 hostile inputs to a running scoring server, some minutes
 	VEIL_FUZZ_INPUTS=100000 $(BIN)/python -m pytest -q --timeout=7200 tests/integration/test_scoring_fuzz.py

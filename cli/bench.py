@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.bench_columns import columns, columns_all
 from cli.bench_mpc import mpc, mpc_all
 from cli.bench_privacy import privacy, privacy_all
 from cli.bench_psi import psi
@@ -23,6 +24,8 @@ app.command(name="privacy-all")(privacy_all)
 app.command()(mpc)
 app.command(name="mpc-all")(mpc_all)
 app.command()(psi)
+app.command()(columns)
+app.command(name="columns-all")(columns_all)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
