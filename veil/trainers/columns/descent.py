@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -157,3 +158,77 @@ class Weights:
     def value(self) -> Value:
         """All blocks, parties' columns in rank order."""
         return concatenated(list(self._blocks.values()))
+
+
+class Program(ABC):
+    """A model that parties learn together; `noise` adds what the job's release for a step says, or nothing.
+
+    offset: a public number on top of every score: log odds of a public base rate.
+    """
+
+    def __init__(self, layout: Layout, descent: Descent, *, noise: AddNoise | None = None, offset: float = 0.0) -> None:
+        self.layout = layout
+        self.descent = descent
+        self.offset = offset
+        self._noise = noise
+
+    @property
+    @abstractmethod
+    def gradient_bits(self) -> int:
+        """Fractional bits of a step's sums."""
+
+    @property
+    @abstractmethod
+    def sensitivity(self) -> int:
+        """L2 sensitivity of all sums of a step together, in their units."""
+
+    @abstractmethod
+    def starting_weights(self) -> torch.Tensor:
+        """Public, int64[columns, outputs] over 2^weight_bits."""
+
+    @abstractmethod
+    def gradient(self, engine: Engine, table: Table, weights: Weights, rows: tuple[int, int]) -> Value:
+        """The sums over a batch, int64[columns, outputs] over 2^gradient_bits."""
+
+    @property
+    def weight_bits(self) -> int:
+        """Fractional bits of all weights."""
+        return self.descent.velocity_bits + self.descent.rate_bits
+
+    def noised(self, step: int, gradient: Value) -> Value:
+        """The sums of a step with the noise of its release."""
+        return gradient if self._noise is None else self._noise(step, gradient)
+
+    def start(self, engine: Engine, own: OwnColumns | None) -> Learning:
+        """The data masked and opened, the weights as they start. own: None in a dry run."""
+        return Learning(self, engine, own)
+
+    def run(self, engine: Engine, own: OwnColumns | None) -> Value:
+        """Shared weights, int64[columns, outputs], parties' columns in rank order. own: None in a dry run."""
+        learning = self.start(engine, own)
+        for step in range(self.descent.steps):
+            learning.step(step)
+        return learning.weights()
+
+
+class Learning:
+    """One party's part of a program that is under way."""
+
+    def __init__(self, program: Program, engine: Engine, own: OwnColumns | None) -> None:
+        self._program, self._engine = program, engine
+        self._table = Table(engine, program.layout, program.descent, own, offset=program.offset)
+        self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
+
+    def restart(self) -> None:
+        """Weights and momentum as they started, with the same masked data."""
+        self._weights.restart()
+
+    def weights(self) -> Value:
+        """int64[columns, outputs], parties' columns in rank order."""
+        return self._weights.value()
+
+    def step(self, number: int) -> None:
+        """One step on the next batch."""
+        program, table = self._program, self._table
+        gradient = program.gradient(self._engine, table, self._weights, table.rows(number))
+        self._weights.move(program.noised(number, gradient))

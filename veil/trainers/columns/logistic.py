@@ -25,21 +25,11 @@ import torch
 
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.values import Value
-from veil.trainers.columns.descent import AddNoise, Descent, Table, Weights, row_limit
-from veil.trainers.columns.layout import Layout, OwnColumns
+from veil.trainers.columns.descent import Program, Table, Weights, row_limit
 
 
-class Logistic:
-    """The program of one job; `noise` adds what the job's release for a step says, or nothing where none is asked.
-
-    offset: a public number on top of every score: log odds of a public base rate.
-    """
-
-    def __init__(self, layout: Layout, descent: Descent, *, noise: AddNoise | None = None, offset: float = 0.0) -> None:
-        self.layout = layout
-        self.descent = descent
-        self.offset = offset
-        self._noise = noise
+class Logistic(Program):
+    """The program of one job; one output."""
 
     @property
     def gradient_bits(self) -> int:
@@ -51,49 +41,11 @@ class Logistic:
         """L2 sensitivity of a step's sum, in its units."""
         return row_limit(self.layout, self.descent)
 
-    def noised(self, step: int, gradient: Value) -> Value:
-        """The sum of a step with the noise of its release."""
-        return gradient if self._noise is None else self._noise(step, gradient)
+    def starting_weights(self) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros((self.layout.columns, 1), dtype=torch.int64)
 
-    @property
-    def weight_bits(self) -> int:
-        """Fractional bits of the weights."""
-        return self.descent.velocity_bits + self.descent.rate_bits
-
-    def start(self, engine: Engine, own: OwnColumns | None) -> Descending:
-        """The data masked and opened, the weights at zero. own: None in a dry run."""
-        return Descending(self, engine, own)
-
-    def run(self, engine: Engine, own: OwnColumns | None) -> Value:
-        """Shared weights, int64[columns, 1], parties' columns in rank order. own: None in a dry run."""
-        descending = self.start(engine, own)
-        for step in range(self.descent.steps):
-            descending.step(step)
-        return descending.weights()
-
-
-class Descending:
-    """One party's part of a descent that is under way."""
-
-    def __init__(self, program: Logistic, engine: Engine, own: OwnColumns | None) -> None:
-        self._program, self._engine = program, engine
-        layout, descent = program.layout, program.descent
-        self._table = Table(engine, layout, descent, own, offset=program.offset)
-        self._weights = Weights(engine, layout, descent, torch.zeros((layout.columns, 1), dtype=torch.int64))
-
-    def restart(self) -> None:
-        """Weights and momentum at zero again, with the same masked data."""
-        self._weights.restart()
-
-    def weights(self) -> Value:
-        """int64[columns, 1], parties' columns in rank order."""
-        return self._weights.value()
-
-    def step(self, number: int) -> None:
-        """One step on the next batch."""
-        rows = self._table.rows(number)
-        score = self._table.times(self._weights.masked(), rows)
-        residual, _ = self._table.residual(score, rows)
-        opened = self._table.weighed(self._engine.masked(residual), rows)
-        gradient = self._table.transposed_times(opened, rows)
-        self._weights.move(self._program.noised(number, gradient))
+    def gradient(self, engine: Engine, table: Table, weights: Weights, rows: tuple[int, int]) -> Value:
+        """X^T w (p - y)."""
+        residual, _ = table.residual(table.times(weights.masked(), rows), rows)
+        return table.transposed_times(table.weighed(engine.masked(residual), rows), rows)

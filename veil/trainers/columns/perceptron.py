@@ -31,8 +31,8 @@ from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.values import Value, concatenated
 from veil.mpc.engine.waves import Series
 from veil.mpc.randomness import RingStream
-from veil.trainers.columns.descent import AddNoise, Descent, Table, Weights, row_limit
-from veil.trainers.columns.layout import Layout, OwnColumns
+from veil.trainers.columns.descent import AddNoise, Descent, Program, Table, Weights, row_limit
+from veil.trainers.columns.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,14 @@ class Hidden:
             raise ConfigError(f"got {self.units} units, spread {self.spread:g}; expected 1 to 1024, 0 to 8")
 
 
-class Perceptron:
+class Perceptron(Program):
     """The program of one job; see `veil.trainers.columns.logistic.Logistic`. Noise covers both sums of a step."""
 
     def __init__(
         self, layout: Layout, descent: Descent, hidden: Hidden, *, noise: AddNoise | None = None, offset: float = 0.0
     ) -> None:
-        self.layout = layout
-        self.offset = offset
-        self.descent = descent
+        super().__init__(layout, descent, noise=noise, offset=offset)
         self.hidden = hidden
-        self._noise = noise
 
     @property
     def hidden_bits(self) -> int:
@@ -75,11 +72,6 @@ class Perceptron:
     def gradient_bits(self) -> int:
         """Fractional bits of a step's sums."""
         return self.layout.feature_bits + self.descent.residual_bits + self.layout.weight_bits + self.hidden_bits
-
-    @property
-    def weight_bits(self) -> int:
-        """Fractional bits of all weights."""
-        return self.descent.velocity_bits + self.descent.rate_bits
 
     @property
     def sensitivity(self) -> int:
@@ -96,54 +88,24 @@ class Perceptron:
         )
         return torch.cat([torch.zeros((self.layout.columns, 1), dtype=torch.int64), units], dim=1)
 
-    def start(self, engine: Engine, own: OwnColumns | None) -> Learning:
-        """The data masked and opened, the weights as they start. own: None in a dry run."""
-        return Learning(self, engine, own)
-
-    def run(self, engine: Engine, own: OwnColumns | None) -> Value:
-        """Shared weights, int64[columns, 1 + units]: the linear part, then a column for each unit."""
-        learning = self.start(engine, own)
-        for step in range(self.descent.steps):
-            learning.step(step)
-        return learning.weights()
-
-    def noised(self, step: int, gradient: Value) -> Value:
-        """Both sums of a step, [columns, 1 + units], with the noise of its release."""
-        return gradient if self._noise is None else self._noise(step, gradient)
-
-
-class Learning:
-    """One party's part of a descent that is under way."""
-
-    def __init__(self, program: Perceptron, engine: Engine, own: OwnColumns | None) -> None:
-        self._program, self._engine = program, engine
-        self._table = Table(engine, program.layout, program.descent, own, offset=program.offset)
-        self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
-        self._signs = signs(program.hidden.units)
-
-    def weights(self) -> Value:
-        """int64[columns, 1 + units], parties' columns in rank order."""
-        return self._weights.value()
-
-    def step(self, number: int) -> None:
-        """One step on the next batch."""
-        engine, table, hidden = self._engine, self._table, self._program.hidden
-        rows = table.rows(number)
-        scores = table.times(self._weights.masked(), rows)
+    def gradient(self, engine: Engine, table: Table, weights: Weights, rows: tuple[int, int]) -> Value:
+        """X^T (p - y), then X^T B."""
+        hidden, turns = self.hidden, signs(self.hidden.units)
+        scores = table.times(weights.masked(), rows)
         activations, slopes = engine.functions(
             scores.columns(1, 1 + hidden.units),
             hidden.activation,
             hidden.slope,
             precision_bits=hidden.precision_bits,
         )
-        signed = activations.weighted(self._signs, 0, 0.0).sum(1)
+        signed = activations.weighted(turns, 0, 0.0).sum(1)
         residual, _ = table.residual(scores.columns(0, 1) + signed.widened(scores.bits), rows)
         residuals, bends = engine.masked_all(residual, slopes)
         residuals = table.weighed(residuals, rows)
-        back = engine.masked(engine.mul(bends, residuals).weighted(self._signs, 0, 0.0))
+        back = engine.masked(engine.mul(bends, residuals).weighted(turns, 0, 0.0))
         units = table.transposed_times(back, rows)
         linear = table.transposed_times(residuals, rows).widened(units.bits)
-        self._weights.move(self._program.noised(number, concatenated([linear, units], dimension=1)))
+        return concatenated([linear, units], dimension=1)
 
 
 def signs(units: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from veil.jobs.spec import JobSpec, Noise, Release, canonical, describe
 from veil.mpc.engine.waves import Series
 from veil.tabular import statistics
 from veil.tabular.schema import TabularSchema
-from veil.trainers.columns.descent import AddNoise, Descent
+from veil.trainers.columns.descent import AddNoise, Descent, Program
 from veil.trainers.columns.layout import WEIGHT_BITS, Layout
 from veil.trainers.columns.logistic import Logistic
 from veil.trainers.columns.perceptron import Hidden, Perceptron
@@ -33,7 +33,6 @@ from veil.trainers.seam import Expected, check_releases
 WEIGHTS: Final = "weights"
 OFFSET_BITS: Final = 16
 _NORM: Final = 1.0
-Program = Logistic | Perceptron | Towers
 
 
 def check_triples(triples: str, noise: Noise) -> None:

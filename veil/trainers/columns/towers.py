@@ -31,8 +31,8 @@ from veil.errors import ConfigError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.requests import Truncated
 from veil.mpc.engine.values import Value, concatenated
-from veil.trainers.columns.descent import AddNoise, Descent, Table, Weights, row_limit
-from veil.trainers.columns.layout import Layout, OwnColumns
+from veil.trainers.columns.descent import AddNoise, Descent, Program, Table, Weights, row_limit
+from veil.trainers.columns.layout import Layout
 from veil.trainers.columns.perceptron import Hidden, signs, starting_units
 
 _BACK_BITS = 12
@@ -51,7 +51,7 @@ class Sides:
             raise ConfigError(f"got sides {self.left} and {self.right}, expected {layout.holders} split in two")
 
 
-class Towers:
+class Towers(Program):
     """The program of one job; see `veil.trainers.columns.logistic.Logistic`. Noise covers all sums of a step."""
 
     def __init__(
@@ -65,20 +65,14 @@ class Towers:
         offset: float = 0.0,
     ) -> None:
         sides.check(layout)
-        self.offset = offset
-        self.layout, self.descent, self.hidden, self.sides = layout, descent, hidden, sides
-        self._noise = noise
+        super().__init__(layout, descent, noise=noise, offset=offset)
+        self.hidden, self.sides = hidden, sides
 
     @property
     def gradient_bits(self) -> int:
         """Fractional bits of a step's sums."""
         layout = self.layout
         return layout.feature_bits + self.descent.residual_bits + layout.weight_bits + _BACK_BITS
-
-    @property
-    def weight_bits(self) -> int:
-        """Fractional bits of all weights."""
-        return self.descent.velocity_bits + self.descent.rate_bits
 
     @property
     def sensitivity(self) -> int:
@@ -95,49 +89,17 @@ class Towers:
         units = starting_units(columns, hidden.units, hidden.start, hidden.spread, self.weight_bits)
         return torch.cat([torch.zeros((columns, 1), dtype=torch.int64), units], dim=1)
 
-    def start(self, engine: Engine, own: OwnColumns | None) -> Learning:
-        """The data masked and opened, the weights as they start. own: None in a dry run."""
-        return Learning(self, engine, own)
-
-    def run(self, engine: Engine, own: OwnColumns | None) -> Value:
-        """Shared weights, int64[columns, 1 + units]: the linear part, then a column for each unit."""
-        learning = self.start(engine, own)
-        for step in range(self.descent.steps):
-            learning.step(step)
-        return learning.weights()
-
-    def noised(self, step: int, gradient: Value) -> Value:
-        """All sums of a step, [columns, 1 + units], with the noise of its release."""
-        return gradient if self._noise is None else self._noise(step, gradient)
-
-
-class Learning:
-    """One party's part of a descent that is under way."""
-
-    def __init__(self, program: Towers, engine: Engine, own: OwnColumns | None) -> None:
-        self._program, self._engine = program, engine
-        self._table = Table(engine, program.layout, program.descent, own, offset=program.offset)
-        self._weights = Weights(engine, program.layout, program.descent, program.starting_weights())
-        self._signs = signs(program.hidden.units)
-
-    def weights(self) -> Value:
-        """int64[columns, 1 + units], parties' columns in rank order."""
-        return self._weights.value()
-
-    def step(self, number: int) -> None:
-        """One step on the next batch."""
-        engine, table = self._engine, self._table
-        hidden, sides = self._program.hidden, self._program.sides
-        units = hidden.units
-        rows = table.rows(number)
-        weights = self._weights.masked()
-        left, right = (table.times(weights, rows, ranks) for ranks in (sides.left, sides.right))
+    def gradient(self, engine: Engine, table: Table, weights: Weights, rows: tuple[int, int]) -> Value:
+        """X^T (p - y), then the units' sums of both sides."""
+        hidden, sides, units, turns = self.hidden, self.sides, self.hidden.units, signs(self.hidden.units)
+        masked = weights.masked()
+        left, right = (table.times(masked, rows, ranks) for ranks in (sides.left, sides.right))
         both = concatenated([left.columns(1, 1 + units), right.columns(1, 1 + units)], dimension=1)
         values, slopes = engine.functions(both, hidden.activation, hidden.slope, precision_bits=hidden.precision_bits)
         a_left, a_right, b_left, b_right = engine.masked_all(
             *(part.columns(first, first + units) for part in (values, slopes) for first in (0, units))
         )
-        signed = engine.mul(a_left, a_right).weighted(self._signs, 0, 0.0).sum(1)
+        signed = engine.mul(a_left, a_right).weighted(turns, 0, 0.0).sum(1)
         linear = left.columns(0, 1) + right.columns(0, 1)
         bits = max(linear.bits, signed.bits)
         backs = [engine.mul(a_right, b_left), engine.mul(a_left, b_right)]
@@ -148,13 +110,13 @@ class Learning:
         )
         residuals, *cut_opened = engine.masked_all(residual, *(part for part in cut if isinstance(part, Value)))
         residuals = table.weighed(residuals, rows)
-        products = [engine.mul(part, residuals).weighted(self._signs, 0, 0.0) for part in cut_opened]
+        products = [engine.mul(part, residuals).weighted(turns, 0, 0.0) for part in cut_opened]
         opened = engine.masked_all(*products)
         gradients = {
             rank: table.transposed_times(back, rows, [rank])
             for back, ranks in zip(opened, (sides.left, sides.right), strict=True)
             for rank in ranks
         }
-        hidden_part = concatenated([gradients[rank] for rank in self._program.layout.holders])
+        hidden_part = concatenated([gradients[rank] for rank in self.layout.holders])
         linear_part = table.transposed_times(residuals, rows).widened(hidden_part.bits)
-        self._weights.move(self._program.noised(number, concatenated([linear_part, hidden_part], dimension=1)))
+        return concatenated([linear_part, hidden_part], dimension=1)
