@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from he_inference.parameters import Parameters
 from he_inference.ring import plain
-from he_inference.ring.moduli import moduli, reversed_bits
+from he_inference.ring.moduli import moduli
+from veil.number_theory import reversed_bits
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import ConfigError
+from veil.number_theory import largest_primes, reversed_bits, smallest_root
 
 DEGREES = (2048, 4096, 8192)
 # A butterfly keeps values below 8q in 32 bits, and a product of two residues leaves room for 2^8 more in 64.
@@ -44,58 +45,8 @@ def find_primes(degree: int, bits: tuple[int, ...]) -> tuple[int, ...]:
     for size in set(bits):
         if not 20 <= size <= MOST_BITS:
             raise ConfigError(f"got a prime of {size} bits, expected 20 to {MOST_BITS}")
-        candidate, primes = ((1 << size) - 1) // (2 * degree) * (2 * degree) + 1, list[int]()
-        while len(primes) < bits.count(size):
-            if candidate < 1 << (size - 1):
-                raise ConfigError(f"got {bits.count(size)} primes of {size} bits wanted, expected fewer")
-            if candidate < 1 << size and _is_prime(candidate):
-                primes.append(candidate)
-            candidate -= 2 * degree
-        found[size] = primes
+        found[size] = largest_primes(degree, size, bits.count(size))
     return tuple(found[size].pop() for size in bits)
-
-
-def _is_prime(number: int) -> bool:
-    if number < 2 or number % 2 == 0:
-        return number == 2
-    odd, twos = number - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    # These bases decide every number below 3.4e14 (Jaeschke 1993).
-    for base in (2, 3, 5, 7, 11, 13, 17):
-        if number == base:
-            return True
-        power = pow(base, odd, number)
-        if power in (1, number - 1):
-            continue
-        for _ in range(twos - 1):
-            power = power * power % number
-            if power == number - 1:
-                break
-        else:
-            return False
-    return True
-
-
-def smallest_root(degree: int, prime: int) -> int:
-    """The smallest primitive 2N-th root of unity modulo `prime`."""
-    generator = next(g for g in range(2, prime) if pow(g, (prime - 1) // 2, prime) == prime - 1)
-    root = pow(generator, (prime - 1) // (2 * degree), prime)
-    square, power, best = root * root % prime, root, root
-    for _ in range(degree - 1):
-        power = power * square % prime
-        best = min(best, power)
-    return best
-
-
-def reversed_bits(degree: int) -> NDArray[np.int64]:
-    """int64[N]: brv(i)."""
-    places = np.arange(degree)
-    result = np.zeros(degree, np.int64)
-    for _ in range(degree.bit_length() - 1):
-        result = (result << 1) | (places & 1)
-        places >>= 1
-    return result
 
 
 def galois_places(degree: int, element: int) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.errors import ConfigError
+from veil.number_theory import largest_primes, reversed_bits, smallest_root
 
 # A butterfly keeps values below 4q in 32 bits.
 MOST_BITS = 30
@@ -33,53 +34,7 @@ def find_primes(degree: int, bits: int, count: int) -> tuple[int, ...]:
     """The `count` largest primes q = 1 mod 2N below 2^bits, largest first, all of exactly that many bits."""
     if not 20 <= bits <= MOST_BITS:
         raise ConfigError(f"got primes of {bits} bits, expected 20 to {MOST_BITS}")
-    step = 2 * degree
-    candidate, primes = ((1 << bits) - 1) // step * step + 1, list[int]()
-    while len(primes) < count:
-        if candidate <= 1 << (bits - 1):
-            raise ConfigError(f"got {count} primes of {bits} bits wanted at degree {degree}, expected fewer")
-        if candidate < 1 << bits and _is_prime(candidate):
-            primes.append(candidate)
-        candidate -= step
-    return tuple(primes)
-
-
-def _is_prime(number: int) -> bool:
-    odd, twos = number - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    # These bases decide every odd number from 19 to 3.4e14 (Jaeschke 1993).
-    for base in (2, 3, 5, 7, 11, 13, 17):
-        power = pow(base, odd, number)
-        if power in (1, number - 1):
-            continue
-        for _ in range(twos - 1):
-            power = power * power % number
-            if power == number - 1:
-                break
-        else:
-            return False
-    return True
-
-
-def smallest_root(degree: int, prime: int) -> int:
-    """The smallest primitive 2N-th root of unity modulo `prime`: the one that SEAL takes."""
-    generator = next(g for g in range(2, prime) if pow(g, (prime - 1) // 2, prime) == prime - 1)
-    power = pow(generator, (prime - 1) // (2 * degree), prime)
-    square, best = power * power % prime, power
-    for _ in range(degree - 1):
-        power = power * square % prime
-        best = min(best, power)
-    return best
-
-
-def reversed_bits(count: int) -> NDArray[np.int64]:
-    """int64[count]: brv(i) for a power of two."""
-    places, result = np.arange(count), np.zeros(count, np.int64)
-    for _ in range(count.bit_length() - 1):
-        result = (result << 1) | (places & 1)
-        places >>= 1
-    return result
+    return tuple(largest_primes(degree, bits, count))
 
 
 def shoup(values: NDArray[np.uint64], prime: int) -> Words:

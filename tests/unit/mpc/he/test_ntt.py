@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from veil.mpc.he import ntt
-from veil.mpc.he.ring import Ring, Words, find_primes, reversed_bits, ring
+from veil.mpc.he.ring import Ring, Words, find_primes, ring
+from veil.number_theory import reversed_bits
 
 DEGREE = 8192
 

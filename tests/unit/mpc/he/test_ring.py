@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from veil.errors import ConfigError
-from veil.mpc.he.ring import find_primes, reversed_bits, ring, smallest_root
+from veil.mpc.he.ring import find_primes, ring
+from veil.number_theory import reversed_bits, smallest_root
 
 DEGREE = 8192
 
