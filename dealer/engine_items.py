@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from veil.errors import StateError
-from veil.mpc.engine.expand import Expander, correction
+from veil.mpc.engine.expand import Expander, Totals, correction
 from veil.mpc.engine.items import EngineItem, check, multiplications
 
 # Descriptions of masks that a later product may name, some 200 bytes each.
@@ -23,13 +23,13 @@ class EngineItems:
     """One job's; `seeds` are the parties', in rank order."""
 
     def __init__(self, seeds: Sequence[bytes], *, max_items: int) -> None:
-        self._expanders = [Expander(rank, seed) for rank, seed in enumerate(seeds)]
+        self._totals = Totals([Expander(rank, seed) for rank, seed in enumerate(seeds)])
         self._max_items = max_items
         self._masks: dict[int, EngineItem] = {}
         self._next = 0
 
     def __repr__(self) -> str:
-        return f"EngineItems(parties={len(self._expanders)}, items={self._next})"
+        return f"EngineItems(parties={len(self._totals.expanders)}, items={self._next})"
 
     def admit(self, first: int, items: Sequence[EngineItem], *, max_elements: int, max_work: int) -> None:
         """Spends the numbers from `first` on. Raises `StateError` out of order, `WireError` beyond a bound."""
@@ -39,7 +39,7 @@ class EngineItems:
         known = ChainMap(masks, self._masks)
         elements = work = 0
         for number, item in enumerate(items, first):
-            check(item, known, len(self._expanders), max_elements=max_elements, max_work=max_work)
+            check(item, known, len(self._totals.expanders), max_elements=max_elements, max_work=max_work)
             elements += item.correction_bytes // 8
             work += multiplications(item, known)
             if item.kind == "mask":
@@ -55,4 +55,4 @@ class EngineItems:
 
     def correction(self, number: int, item: EngineItem, noise: Tensor | None) -> Tensor:
         """The correction of an admitted item, int64 of its dependent shape."""
-        return correction(number, item, self._expanders, self._masks, noise)
+        return correction(number, item, self._totals, self._masks, noise)

@@ -15,6 +15,7 @@ Steps of a pair (docs/protocol.md):
 (4) the higher rank checks that one; frames flow both ways, numbered from 0 in each direction;
 (5) when the connection breaks, the higher rank repeats (2); both hellos then name both sides' sessions of this run
     (random, so that a party that has started anew cannot take part) and how many frames have arrived; (3), (4) as ever;
+    so it does, too, when both have a port beside gRPC, to go on there with the same frames (`veil.wire.direct`);
 (6) whoever closes first sends what it has queued, then a Goodbye; the other side answers with its own, and the stream
     ends. Receives from a peer that has said goodbye fail once its messages are read.
 """
@@ -33,7 +34,7 @@ from veil.identity.names import Identity, Role
 from veil.mpc.mesh_dialler import Dialler
 from veil.mpc.mesh_outbox import Stream
 from veil.mpc.mesh_pair import Outcome, Pair
-from veil.mpc.mesh_servicer import Accepted, MeshServicer
+from veil.mpc.mesh_servicer import Accepted, Carrier, MeshServicer
 from veil.mpc.transport import QUEUE_LIMIT_BYTES, Meter, Payload
 from veil.wire.v1 import mesh_pb2
 
@@ -65,6 +66,7 @@ class GrpcMesh:
         *,
         queue_limit_bytes: int = QUEUE_LIMIT_BYTES,
         reconnect_s: float = RECONNECT_S,
+        plane: str = "",
     ) -> None:
         self.names = tuple(roster)
         if party not in self.names or len(self.names) < 2:
@@ -77,6 +79,9 @@ class GrpcMesh:
         self.world_size = len(self.names)
         self.meter = Meter()
         self.reconnect_s = reconnect_s
+        # What carries messages once the streams are up, "" for the streams; all parties of a job have the same.
+        self.plane = plane
+        self.direct_port = servicer.direct_port
         self._session = os.urandom(_SESSION_BYTES)
         self._roster = dict(roster)
         self._credentials = credentials
@@ -202,6 +207,8 @@ class GrpcMesh:
             session=self._session,
             peer_session=pair.peer_session,
             received=received,
+            direct_port=self.direct_port,
+            plane=self.plane,
         )
 
     def check_hello(self, hello: mesh_pb2.MeshHello, pair: Pair) -> None:
@@ -210,6 +217,9 @@ class GrpcMesh:
             got, expected = f"mesh protocol {hello.protocol_version}", f"{PROTOCOL_VERSION}"
         elif hello.job_id != self.job_id or hello.job_digest != self.job_digest:
             got, expected = "another job digest", "the one that this party has signed"
+        elif hello.plane != self.plane:
+            got, expected = (f"data plane {name[:16] or 'grpc'!r}" for name in (hello.plane, self.plane))
+            expected += ", the [mesh] plane here"
         elif len(hello.session) != _SESSION_BYTES:
             got, expected = f"a session of {len(hello.session)} bytes", f"{_SESSION_BYTES}"
         elif pair.peer_session and not self._resumes(hello, pair):
@@ -246,7 +256,7 @@ class GrpcMesh:
 
     # Step (3): the lower rank -------------------------------------------------------------------------------------
 
-    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello, cancel: Callable[[], object]) -> Accepted:
+    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello, carrier: Carrier) -> Accepted:
         """Checks a caller's hello and adopts its stream, the first of its pair or one that resumes it."""
         rank = self.names.index(peer.name) if peer.name in self.names else -1
         if peer.consortium != self._credentials.identity.consortium or rank <= self.rank:
@@ -263,7 +273,7 @@ class GrpcMesh:
             if pair.ended is not None:
                 raise ProtocolMismatch(f"got a stream of {peer.name} again, expected none: the pair has ended here")
             pair.peer_session = hello.session
-            broken, stream = pair.broken, Stream(cancel)
+            broken, stream = pair.broken, Stream(*carrier)
             received = pair.prepare()
             pair.attach(stream, hello.received)
             self.adopt(pair)
@@ -273,9 +283,8 @@ class GrpcMesh:
 
     def broke(self, pair: Pair, stream: Stream) -> None:
         """The connection of an accepted stream has ended; gives the peer some time to dial again."""
-        if pair.suspend(stream, "connection lost") is not Outcome.BROKEN:
-            return
-        self.await_return(pair)
+        if pair.suspend(stream, "connection lost") is Outcome.BROKEN:
+            self.await_return(pair)
 
     def await_return(self, pair: Pair) -> None:
         """Ends a pair without a stream unless its peer comes back in time."""

@@ -2,7 +2,8 @@
 
 Guarantee: on every stream, also one that resumes, both ends have shown their certificates (mutual TLS) and stated job,
 digest and protocol version; a resumed stream reaches the same run of the same party or ends as `ProtocolMismatch`. A
-party that cannot be reached for `reconnect_s` seconds is given up and named.
+party that cannot be reached for `reconnect_s` seconds is given up and named. Dials keep the distance of
+`veil.mpc.pauses`, also to a party whose streams come up and break at once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from veil.identity.names import Identity, Role
 from veil.mpc import mesh_frames
 from veil.mpc.mesh_outbox import Stream
 from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Outcome, Pair
+from veil.mpc.pauses import Pauses
 from veil.wire.channel import open_channel
+from veil.wire.direct import DirectStream, dial
+from veil.wire.limits import split_address
 from veil.wire.status import from_rpc
 from veil.wire.v1 import mesh_pb2
 
 EXCHANGE = "/veil.wire.v1.MeshService/Exchange"
-_RETRY_S = 0.2
 _log = logging.getLogger("veil.mpc")
 
 
@@ -34,6 +37,7 @@ class DiallingMesh(Protocol):
     """What the dialler needs of a job's mesh (`veil.mpc.grpc_mesh.GrpcMesh` has it)."""
 
     reconnect_s: float
+    direct_port: int
 
     @property
     def finished(self) -> bool:
@@ -65,7 +69,10 @@ class Dialler:
         self._pair = pair
         self._address = address
         self._credentials = credentials
-        self._open: tuple[grpc.Channel, grpc.Call] | None = None
+        self._open: _OverGrpc | _Direct | None = None
+        self._peer_direct_port = 0
+        self._pauses = Pauses()
+        self._up_since_s = 0.0
 
     def run(self, until: float) -> None:
         """Connects until the time `until` of the monotonic clock, then keeps the stream up until the pair ends."""
@@ -74,6 +81,7 @@ class Dialler:
         if error is not None:
             mesh.fail(error)
             return
+        self._go_direct()
         while self._read() is Outcome.BROKEN and pair.broken is not None and not mesh.finished:
             _log.warning(
                 "the stream with %s broke (%s): dialling again for up to %g s",
@@ -82,37 +90,38 @@ class Dialler:
                 mesh.reconnect_s,
             )
             broken_at_s = pair.broken.at_s
+            self._pauses.lasted(broken_at_s - self._up_since_s)
             error = self._dial(broken_at_s + mesh.reconnect_s, first=False)
             if error is not None:
                 pair.end(error)
                 return
             _log.warning("the stream with %s is up again after %.1f s", pair.peer, time.monotonic() - broken_at_s)
+            self._go_direct()
 
     def close(self, until: float) -> None:
         """Ends the stream; waits until the time `until` for the other side's end of it."""
         if self._open is None:
             return
-        channel, call = self._open
-        while call.is_active() and time.monotonic() < until:
+        while self._open.active() and time.monotonic() < until:
             time.sleep(0.005)
-        call.cancel()  # type: ignore[no-untyped-call]
-        channel.close()
+        self._open.close()
 
     def _dial(self, until: float, *, first: bool) -> VeilError | None:
         """None when a stream is up; otherwise why there is none."""
         name = self._pair.peer
         last: VeilError | None = None
         while not self._mesh.finished and self._pair.ended is None:
+            time.sleep(max(0.0, min(self._pauses.next_s(), until - time.monotonic())))
             try:
                 self._dial_once(until)
+                self._up_since_s = time.monotonic()
                 return None
             except (StateError, PeerLost) as error:
                 last = error  # not there yet, or does not know of the job yet
             except VeilError as error:
                 return error
-            if time.monotonic() + _RETRY_S >= until:
+            if time.monotonic() >= until:
                 break
-            time.sleep(_RETRY_S)
         what = f"got no mesh stream with {name} in time"
         if not first:
             what = f"the stream with {name} broke and {name} did not come back in {self._mesh.reconnect_s:g} s"
@@ -146,7 +155,8 @@ class Dialler:
             pair.peer_session = first.session
             pair.attach(stream, first.received)
             self._mesh.adopt(pair)
-            self._open = (channel, call)
+            self._peer_direct_port = first.direct_port
+            self._open = _OverGrpc(channel, call)
         except (grpc.RpcError, StopIteration, VeilError) as error:
             pair.prepare()
             call.cancel()  # type: ignore[no-untyped-call]
@@ -162,5 +172,84 @@ class Dialler:
     def _read(self) -> Outcome:
         outcome = self._pair.read(self._responses, self._stream)
         if outcome is Outcome.BROKEN and self._open is not None:
-            self._open[0].close()
+            self._open.close()
         return outcome
+
+    def _go_direct(self) -> None:
+        """Goes on beside gRPC, as a stream that resumes; nobody reads the present one while this runs."""
+        pair, mesh = self._pair, self._mesh
+        if not mesh.direct_port or not 0 < self._peer_direct_port < 2**16:
+            return
+        host, _ = split_address(self._address)
+        address = f"[{host}]:{self._peer_direct_port}" if ":" in host else f"{host}:{self._peer_direct_port}"
+        expect = Identity(self._credentials.identity.consortium, Role.PARTY, pair.peer)
+        try:
+            connection = dial(address, self._credentials, expect, most_bytes=mesh_frames.MOST_BYTES)
+        except VeilError as error:
+            _log.warning("%s is not reached at its direct port, going on over gRPC: %s", pair.peer, error)
+            return
+        messages = connection.frames()
+        waiting = threading.Timer(HELLO_TIMEOUT_S, connection.close)
+        waiting.daemon = True
+        waiting.start()
+        try:
+            # The present stream stays in service until the other side has taken this one: nothing is lost between.
+            connection.send(mesh_frames.hello(mesh.hello(pair, pair.received)))
+            first = mesh_frames.decode(next(messages, b""))
+            if not isinstance(first, mesh_pb2.MeshHello):
+                raise ProtocolMismatch(f"got no hello from {pair.peer} at its direct port, expected one")
+            mesh.check_hello(first, pair)
+            pair.prepare()
+            stream = Stream(connection.close, connection.send_at_once)
+            pair.attach(stream, first.received)
+        except (VeilError, OSError) as error:
+            _log.warning("%s does not go on at its direct port: %s", pair.peer, error)
+            connection.close()
+            return
+        finally:
+            waiting.cancel()
+        if self._open is not None:
+            self._open.close()
+        self._open = _Direct(connection, pair, stream)
+        self._responses, self._stream = messages, stream
+
+
+class _OverGrpc:
+    """A stream over gRPC."""
+
+    def __init__(self, channel: grpc.Channel, call: grpc.Call) -> None:
+        self._channel, self._call = channel, call
+
+    def active(self) -> bool:
+        """Whether the other side has not ended it."""
+        return bool(self._call.is_active())
+
+    def close(self) -> None:
+        """Ends it, whatever is under way."""
+        self._call.cancel()  # type: ignore[no-untyped-call]
+        self._channel.close()
+
+
+class _Direct:
+    """A stream beside gRPC, and the thread that writes to it."""
+
+    def __init__(self, connection: DirectStream, pair: Pair, stream: Stream) -> None:
+        self._connection, self._pair, self._stream = connection, pair, stream
+        self._writer = threading.Thread(target=self._write, name=f"mesh-write-{pair.peer}", daemon=True)
+        self._writer.start()
+
+    def _write(self) -> None:
+        try:
+            for frame in self._pair.items(self._stream):
+                self._connection.send(frame)
+            self._connection.finish()
+        except OSError:
+            self._connection.close()  # the reader finds that it has ended
+
+    def active(self) -> bool:
+        """Whether something is still to be sent."""
+        return self._writer.is_alive()
+
+    def close(self) -> None:
+        """Ends it, whatever is under way."""
+        self._connection.close()

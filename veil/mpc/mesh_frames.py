@@ -19,6 +19,8 @@ from veil.mpc.transport import Payload
 from veil.wire.v1 import mesh_pb2
 
 PIECE_BYTES = 2**20  # 1 MiB, the largest payload of one frame (mesh.proto)
+MOST_BYTES = PIECE_BYTES + 64
+"""Of any message of the stream: a frame with its numbers."""
 # Below this protobuf's own parser, which copies, is faster than reading by hand.
 _BY_HAND_BYTES = 32 * 2**10
 # Tag of the body `frame` in its envelope; within it: sequence 0x08, payload 0x12, last 0x18.

@@ -24,13 +24,20 @@ KEPT_BYTES = 64 * 2**20
 """Bytes that may be on their way to a peer."""
 ACKNOWLEDGE_BYTES = KEPT_BYTES // 16
 ACKNOWLEDGE_FRAMES = 1024
+_AT_ONCE_BYTES = 32 * 2**10
+_LEAVE_S = 1.0
 
 
 class Stream:
-    """One connection's turn at an outbox; `cancel` ends the connection."""
+    """One connection's turn at an outbox; `cancel` ends the connection.
 
-    def __init__(self, cancel: Callable[[], object]) -> None:
+    write: sends a frame, ignoring that the connection has ended, if it can do so without waiting; says whether it did.
+    None: frames leave in the thread that iterates over `FrameOutbox.items` alone.
+    """
+
+    def __init__(self, cancel: Callable[[], object], write: Callable[[bytes], bool] | None = None) -> None:
         self.cancel = cancel
+        self._write = write
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._idle = False
 
@@ -39,6 +46,13 @@ class Stream:
         if self._idle:
             self._idle = False
             self._wake.put(None)
+
+    def writes(self, frame: bytes) -> bool:
+        """Whether a small frame has left in this very thread, sooner than another could take it; with the lock held.
+
+        Only while the thread of `FrameOutbox.items` rests, so that frames stay in order.
+        """
+        return self._idle and self._write is not None and len(frame) <= _AT_ONCE_BYTES and self._write(frame)
 
     def rest(self) -> None:
         """Announces `wait`; with the outbox's lock held, so that no `notify` is missed."""
@@ -74,7 +88,7 @@ class FrameOutbox:
         self._sent_bytes = self._unsent_bytes = 0
         self._owed: int | None = None
         self._stream: Stream | None = None
-        self._closed = self._said_goodbye = self._alone = False
+        self._closed = self._said_goodbye = self._alone = self._left = False
         self._error: VeilError | None = None
 
     def put(self, *parts: Payload) -> None:
@@ -93,11 +107,16 @@ class FrameOutbox:
         with self._lock:
             if self._said_goodbye or self._error is not None:
                 raise self._error or self._ended()
+            self._frames += 1
+            stream, full = self._stream, self._sent_bytes >= self._kept_limit_bytes
+            if stream is not None and not self._unsent and not full and stream.writes(frame):
+                self._sent.append(frame)
+                self._sent_bytes += len(frame)
+                return
             self._unsent.append(frame)
             self._unsent_bytes += len(frame)
-            self._frames += 1
-            if self._stream is not None:
-                self._stream.notify()
+            if stream is not None:
+                stream.notify()
 
     def _wait_for_room(self) -> None:
         until = time.monotonic() + self._timeout_s
@@ -154,6 +173,8 @@ class FrameOutbox:
                 item = self._next()
                 if item is None:
                     if self._said_goodbye and self._alone:
+                        self._left = True
+                        self._changed.notify_all()
                         return
                     stream.rest()
             if item is None:
@@ -233,7 +254,8 @@ class FrameOutbox:
     def settled(self, timeout_s: float, broken_s: float) -> bool:
         """After `close`: whether the peer has answered the goodbye within `timeout_s`, and `broken_s` without a stream.
 
-        Its own goodbye is the answer: it comes after it has received everything.
+        Its own goodbye is the answer: it comes after it has received everything. Where both say goodbye at once, this
+        side's is on its way before it returns.
         """
         started = time.monotonic()
         with self._changed:
@@ -243,4 +265,5 @@ class FrameOutbox:
                 if left_s <= 0:
                     return False
                 self._changed.wait(left_s)
+            self._changed.wait_for(lambda: self._left or self._stream is None or self._error is not None, _LEAVE_S)
             return True

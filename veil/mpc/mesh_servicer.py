@@ -1,11 +1,13 @@
 """The accepting side of the streams between parties: one servicer at a daemon's server for all of its jobs.
 
 Guarantee: a stream reaches a job's mesh only after its caller has said which job it is for, and that mesh checks the
-rest (`veil.mpc.grpc_mesh`, step 3); no party holds more than `_MOST_STREAMS` streams, whatever it sends.
+rest (`veil.mpc.grpc_mesh`, step 3); no party holds more than `_MOST_STREAMS` streams of a kind, whatever it sends. The
+same holds for streams beside gRPC (`veil.wire.direct`), which carry the same bytes.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,17 +16,27 @@ from typing import NamedTuple, Protocol
 
 import grpc
 
-from veil.errors import ProtocolMismatch, StateError
+from veil.errors import IdentityError, ProtocolMismatch, StateError, VeilError
+from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.mpc import mesh_frames
 from veil.mpc.mesh_outbox import Stream
 from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Outcome, Pair
 from veil.wire.channel import Service, caller
+from veil.wire.direct import DirectListener, DirectStream
 from veil.wire.v1 import mesh_pb2
 
 SERVICE_NAME = "veil.wire.v1.MeshService"
 # Streams that one party may hold open at a server: one for each job, with room for ends and retries.
 _MOST_STREAMS = 4
+_log = logging.getLogger("veil.mpc")
+
+
+class Carrier(NamedTuple):
+    """What an accepted stream runs on: how to end it, and the `write` of `veil.mpc.mesh_outbox.Stream`."""
+
+    cancel: Callable[[], object]
+    write: Callable[[bytes], bool] | None = None
 
 
 class Accepted(NamedTuple):
@@ -35,13 +47,22 @@ class Accepted(NamedTuple):
     hello: mesh_pb2.MeshHello
 
 
+class _Admitted(NamedTuple):
+    """As `Accepted`, with the thread that reads the stream."""
+
+    pair: Pair
+    stream: Stream
+    hello: mesh_pb2.MeshHello
+    read: threading.Thread
+
+
 class JobMesh(Protocol):
     """What the servicer needs of a job's mesh (`veil.mpc.grpc_mesh.GrpcMesh` has it)."""
 
     job_id: str
 
-    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello, cancel: Callable[[], object]) -> Accepted:
-        """Checks a caller's hello and adopts its stream, which `cancel` ends; raises `VeilError` to refuse it."""
+    def accept(self, peer: Identity, hello: mesh_pb2.MeshHello, carrier: Carrier) -> Accepted:
+        """Checks a caller's hello and adopts its stream; raises `VeilError` to refuse it."""
         ...
 
     def broke(self, pair: Pair, stream: Stream) -> None:
@@ -60,6 +81,14 @@ class MeshServicer:
         self._jobs: dict[str, JobMesh] = {}
         self._streams: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self.direct_port = 0
+        """Where streams beside gRPC are taken, which every hello says; 0: nowhere."""
+
+    def listen_direct(self, address: str, credentials: Credentials) -> DirectListener:
+        """Takes streams beside gRPC, too, at "host:port" (0: the system chooses). Raises `ConfigError`."""
+        listener = DirectListener(address, credentials, self.serve_direct, most_bytes=mesh_frames.MOST_BYTES)
+        self.direct_port = listener.port
+        return listener
 
     def service(self) -> Service:
         """What `veil.wire.channel.serve` takes. Every stream occupies one of the server's workers while it lasts."""
@@ -89,7 +118,33 @@ class MeshServicer:
         """One stream. Refusals are `VeilError`s, which the server maps to statuses."""
         peer = caller(context)
         with self._counted(peer.name):
-            yield from self._serve(peer, messages, context)
+            mesh, accepted = self._admit(peer, messages, Carrier(context.cancel))
+            # does not take back what follows when the call has ended by now: the callback is not called then
+            if not context.add_callback(lambda: mesh.broke(accepted.pair, accepted.stream)):
+                mesh.broke(accepted.pair, accepted.stream)
+            yield mesh_frames.hello(accepted.hello)
+            yield from accepted.pair.items(accepted.stream)
+
+    def serve_direct(self, peer: Identity, connection: DirectStream) -> None:
+        """One stream beside gRPC; returns when it has ended. What `veil.wire.direct.DirectListener` calls."""
+        try:
+            if peer.role is not Role.PARTY:
+                raise IdentityError(f"got a mesh stream from {peer}, expected a party")
+            with self._counted(f"{peer.name} direct"):
+                carrier = Carrier(connection.close, connection.send_at_once)
+                mesh, accepted = self._admit(peer, connection.frames(), carrier)
+                try:
+                    connection.send(mesh_frames.hello(accepted.hello))
+                    for frame in accepted.pair.items(accepted.stream):
+                        connection.send(frame)
+                    connection.finish()
+                    accepted.read.join(HELLO_TIMEOUT_S)
+                except OSError:
+                    pass  # the reader finds the same
+                finally:
+                    mesh.broke(accepted.pair, accepted.stream)
+        except VeilError as error:
+            _log.warning("refused a direct stream of %s: %s", peer, error)
 
     @contextmanager
     def _counted(self, peer: str) -> Iterator[None]:
@@ -104,8 +159,9 @@ class MeshServicer:
             with self._lock:
                 self._streams[peer] -= 1
 
-    def _serve(self, peer: Identity, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        waiting = threading.Timer(HELLO_TIMEOUT_S, context.cancel)
+    def _admit(self, peer: Identity, messages: Iterator[bytes], carrier: Carrier) -> tuple[JobMesh, _Admitted]:
+        """The job's mesh and the stream, of which a thread reads from now on."""
+        waiting = threading.Timer(HELLO_TIMEOUT_S, carrier.cancel)
         waiting.daemon = True
         waiting.start()
         first = next(messages, None)
@@ -117,16 +173,12 @@ class MeshServicer:
             mesh = self._jobs.get(hello.job_id)
         if mesh is None:
             raise StateError("got a stream for a job that does not run here", hint="it may not have started yet")
-        accepted = mesh.accept(peer, hello, context.cancel)
-        pair, stream = accepted.pair, accepted.stream
+        pair, stream, answer = mesh.accept(peer, hello, carrier)
 
         def read() -> None:
             if pair.read(messages, stream) is Outcome.BROKEN:
                 mesh.await_return(pair)
 
-        threading.Thread(target=read, name=f"mesh-read-{peer.name}", daemon=True).start()
-        # does not take back what follows when the call has ended by now: the callback is not called then
-        if not context.add_callback(lambda: mesh.broke(pair, stream)):
-            mesh.broke(pair, stream)
-        yield mesh_frames.hello(accepted.hello)
-        yield from pair.items(stream)
+        reader = threading.Thread(target=read, name=f"mesh-read-{peer.name}", daemon=True)
+        reader.start()
+        return mesh, _Admitted(pair, stream, answer, reader)

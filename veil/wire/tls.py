@@ -55,15 +55,35 @@ def probe_context(credentials: Credentials) -> ssl.SSLContext:
 
     It serves only to read the certificate of a server that gRPC has already refused; no request is sent over it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _context(credentials, ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def direct_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
+    """For connections of the mesh beside gRPC: TLS 1.3 alone, a certificate of the one authority from both ends.
+
+    A client wants the DNS name of the identity that it expects; who a server's caller is, the caller of this function
+    reads from the certificate.
+    """
+    context = _context(credentials, ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["veil-mesh/2"])
+    if server:
+        context.num_tickets = 0  # nothing is resumed: every connection shows both certificates
+    return context
+
+
+def _context(credentials: Credentials, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=credentials.authority_pem.decode("ascii"))
-    context.set_alpn_protocols(["h2"])
     # `ssl` reads keys from files only: the key passes through one encrypted under a password that is never stored
     password = secrets.token_hex(32)
-    with tempfile.TemporaryDirectory(prefix="veil-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="veil-tls-") as folder:
         path = Path(folder) / "pair.pem"
         path.touch(mode=0o600)
         path.write_bytes(credentials.key_pem(password.encode()) + credentials.certificate_pem)

@@ -61,7 +61,8 @@ def path(credentials: dict[str, Credentials]) -> Iterator[Path]:
     path.close()
 
 
-def test_messages_arrive_once_and_in_order_across_many_cuts(path: Path) -> None:
+def test_messages_arrive_once_and_in_order_across_many_cuts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veil.mpc.pauses.MOST_S", 0.02)  # many cuts, not much waiting between them
     meshes = path.connect()
     count, done = 200, threading.Event()
 
@@ -88,6 +89,18 @@ def test_messages_arrive_once_and_in_order_across_many_cuts(path: Path) -> None:
         cutter.join()
     pair = meshes[1]._pairs[0]
     assert pair.streams > 1 and path.proxy.connections >= pair.streams
+
+
+def test_a_stream_that_breaks_whenever_it_is_up_is_not_dialled_without_a_pause(path: Path) -> None:
+    meshes, began = path.connect(), time.monotonic()
+    pair, streams = meshes[1]._pairs[0], 0
+    while pair.streams < 5:
+        if pair.streams > streams:
+            streams = pair.streams
+            path.proxy.cut()
+        time.sleep(0.005)
+    # Before the fifth stream lie at least halves of 0.05, 0.1, 0.2 and 0.4 s.
+    assert time.monotonic() - began >= 0.375
 
 
 def test_a_long_path_comes_up_and_comes_back(path: Path) -> None:

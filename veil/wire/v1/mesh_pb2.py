@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17veil/wire/v1/mesh.proto\x12\x0cveil.wire.v1\"\xcd\x01\n\x0f\x45xchangeRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.MeshHelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.FrameH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.veil.wire.v1.AcknowledgementH\x00\x12(\n\x07goodbye\x18\x04 \x01(\x0b\x32\x15.veil.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xce\x01\n\x10\x45xchangeResponse\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.MeshHelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.FrameH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.veil.wire.v1.AcknowledgementH\x00\x12(\n\x07goodbye\x18\x04 \x01(\x0b\x32\x15.veil.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\x82\x01\n\tMeshHello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njob_digest\x18\x02 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x0f\n\x07session\x18\x04 \x01(\x0c\x12\x14\n\x0cpeer_session\x18\x05 \x01(\x0c\x12\x10\n\x08received\x18\x06 \x01(\x04\"8\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"#\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\"\x19\n\x07Goodbye\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x04\x32\\\n\x0bMeshService\x12M\n\x08\x45xchange\x12\x1d.veil.wire.v1.ExchangeRequest\x1a\x1e.veil.wire.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17veil/wire/v1/mesh.proto\x12\x0cveil.wire.v1\"\xcd\x01\n\x0f\x45xchangeRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.MeshHelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.FrameH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.veil.wire.v1.AcknowledgementH\x00\x12(\n\x07goodbye\x18\x04 \x01(\x0b\x32\x15.veil.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xce\x01\n\x10\x45xchangeResponse\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.veil.wire.v1.MeshHelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.veil.wire.v1.FrameH\x00\x12\x38\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0b\x32\x1d.veil.wire.v1.AcknowledgementH\x00\x12(\n\x07goodbye\x18\x04 \x01(\x0b\x32\x15.veil.wire.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xa6\x01\n\tMeshHello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njob_digest\x18\x02 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x0f\n\x07session\x18\x04 \x01(\x0c\x12\x14\n\x0cpeer_session\x18\x05 \x01(\x0c\x12\x10\n\x08received\x18\x06 \x01(\x04\x12\x13\n\x0b\x64irect_port\x18\x07 \x01(\r\x12\r\n\x05plane\x18\x08 \x01(\t\"8\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"#\n\x0f\x41\x63knowledgement\x12\x10\n\x08received\x18\x01 \x01(\x04\"\x19\n\x07Goodbye\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x04\x32\\\n\x0bMeshService\x12M\n\x08\x45xchange\x12\x1d.veil.wire.v1.ExchangeRequest\x1a\x1e.veil.wire.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXCHANGERESPONSE']._serialized_start=250
   _globals['_EXCHANGERESPONSE']._serialized_end=456
   _globals['_MESHHELLO']._serialized_start=459
-  _globals['_MESHHELLO']._serialized_end=589
-  _globals['_FRAME']._serialized_start=591
-  _globals['_FRAME']._serialized_end=647
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=649
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=684
-  _globals['_GOODBYE']._serialized_start=686
-  _globals['_GOODBYE']._serialized_end=711
-  _globals['_MESHSERVICE']._serialized_start=713
-  _globals['_MESHSERVICE']._serialized_end=805
+  _globals['_MESHHELLO']._serialized_end=625
+  _globals['_FRAME']._serialized_start=627
+  _globals['_FRAME']._serialized_end=683
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=685
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=720
+  _globals['_GOODBYE']._serialized_start=722
+  _globals['_GOODBYE']._serialized_end=747
+  _globals['_MESHSERVICE']._serialized_start=749
+  _globals['_MESHSERVICE']._serialized_end=841
 # @@protoc_insertion_point(module_scope)

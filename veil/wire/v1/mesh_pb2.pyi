@@ -116,6 +116,8 @@ class MeshHello(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     PEER_SESSION_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
+    DIRECT_PORT_FIELD_NUMBER: _builtins.int
+    PLANE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     job_digest: _builtins.bytes
@@ -128,6 +130,14 @@ class MeshHello(_message.Message):
     """The other side's `session`, when this stream resumes one that broke; empty for the first."""
     received: _builtins.int
     """Frames of the other side that have arrived here in order; it goes on with the one of this sequence number."""
+    direct_port: _builtins.int
+    """Where this side also takes the frames of this job without gRPC, over TLS alone: a port at the host of its address.
+    0: nowhere. Both sides must have one for it to be used.
+    """
+    plane: _builtins.str
+    """What carries the job's messages once all streams are up: empty for the streams, "gloo" for connections in the clear.
+    Both sides MUST state the same.
+    """
     def __init__(
         self,
         *,
@@ -137,10 +147,12 @@ class MeshHello(_message.Message):
         session: _builtins.bytes = ...,
         peer_session: _builtins.bytes = ...,
         received: _builtins.int = ...,
+        direct_port: _builtins.int = ...,
+        plane: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_digest", b"job_digest", "job_id", b"job_id", "peer_session", b"peer_session", "protocol_version", b"protocol_version", "received", b"received", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_port", b"direct_port", "job_digest", b"job_digest", "job_id", b"job_id", "peer_session", b"peer_session", "plane", b"plane", "protocol_version", b"protocol_version", "received", b"received", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from veil.errors import ConfigError
 from veil.mpc.engine.expand import waves_of
@@ -62,7 +63,15 @@ def computed(series: Series, precision_bits: int, points: int) -> np.ndarray[tup
     item = EngineItem("waves", (points,), period_bits=20, harmonics=series.harmonics, precision_bits=precision_bits)
     out = np.full((1, points), series.constant * 2 ** (2 * precision_bits) >> COEFFICIENT_BITS, np.int64)
     sines, cosines = coefficients([series])
-    wave_sums(phases, waves_of(masks, item), sines, cosines, sine_table(), cut_bits(precision_bits), out)
+    wave_sums(
+        phases,
+        waves_of(torch.from_numpy(masks), item).numpy(),
+        sines,
+        cosines,
+        sine_table(),
+        cut_bits(precision_bits),
+        out,
+    )
     result: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = out[0]
     return result
 
