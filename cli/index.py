@@ -25,7 +25,10 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An index file.")]
-Model = Annotated[Path, typer.Option(help="Directory of the published model.")]
+Model = Annotated[Path, typer.Option(help="Directory of the published model, or of models on columns.")]
+LinearPart = Annotated[
+    bool, typer.Option("--linear-part", help="Take models on columns that are more than linear: their linear part.")
+]
 Authority = Annotated[
     Path | None, typer.Option(help="The consortium's authority.pem: check the model's signatures as well.")
 ]
@@ -45,6 +48,7 @@ def build(
         typer.Option(help="How much longer than the longest item a later one may be, from 1; widens the error."),
     ] = 1.0,
     authority: Authority = None,
+    linear_part: LinearPart = False,
     rows: Annotated[bool, typer.Option(help="Write FILE.rows too, from which `remove` and programs change it.")] = True,
 ) -> None:
     """Encode a model's items. The files hold the item vectors: a new one can be read by its owner alone.
@@ -52,13 +56,18 @@ def build(
     Example: veil index build --model model --params fast --layout session --out items.index
 
     Example: veil index build --model model --params keyless --packing 8 --headroom 1.1 --out items.index
+
+    Models on columns of several parties have one item each: --model is a published directory, or a folder with one for
+    each model, named as clients are to call it.
+
+    Example: veil index build --model campaigns --params keyless --authority authority.pem --out items.index
     """
     from he_inference import parameters
     from he_inference.index import build as indexes
     from he_inference.index.store import Index
     from he_inference.layouts.catalogue import best_packing, layout_of, usual_kind
 
-    items = _items(model, authority)
+    items = _items(model, authority, linear_part)
     chosen = parameters.named(params)
     kind = layout or usual_kind(chosen)
     count, dimensions = items.factors.shape
@@ -127,6 +136,7 @@ def update(
     file: File,
     model: Model,
     authority: Authority = None,
+    linear_part: LinearPart = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build anew when an item is longer than the index has room for.")
     ] = False,
@@ -145,7 +155,7 @@ def update(
     from he_inference.index.store import Index
     from veil.errors import ConfigError, StateError
 
-    items = _items(model, authority)
+    items = _items(model, authority, linear_part)
     ids = indexes.item_ids_digest(items.ids)
     with Index.open(file, verify=False) as index:
         layout, norm = index.layout, index.item_norm
@@ -224,11 +234,12 @@ def _rebuilt(file: Path, items: PublishedItems, norm: float, keep: bool, restore
     return layout.blocks, layout.blocks
 
 
-def _items(model: Path, authority: Path | None) -> PublishedItems:
+def _items(model: Path, authority: Path | None, linear_part: bool) -> PublishedItems:
     from he_inference.index.published_items import read_items
     from veil.files import read_bounded
 
-    return read_items(model, None if authority is None else read_bounded(authority, 64 * 1024))
+    certificate = None if authority is None else read_bounded(authority, 64 * 1024)
+    return read_items(model, certificate, linear_part=linear_part)
 
 
 @contextmanager

@@ -20,6 +20,10 @@ def serve(
     signers: Annotated[
         str | None, typer.Option(help="Parties that must have signed the model, comma-separated.")
     ] = None,
+    linear_part: Annotated[
+        bool,
+        typer.Option("--linear-part", help="Serve models on columns that are more than linear: their linear part."),
+    ] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory for index files, clients' evaluation keys and counts of queries.")
     ] = None,
@@ -41,6 +45,9 @@ def serve(
     Example: veil serve --config deploy/scoring.toml
 
     Example: veil serve --model model --credentials certs/scoring-main --listen 0.0.0.0:7440 --signers alpha,beta
+
+    Models on columns of several parties are served alike: --model is one published directory, or a folder with one for
+    each model. Clients ask with `veil score-rows`.
     """
     from he_inference.__main__ import run
     from he_inference.service import config as configs
@@ -53,6 +60,7 @@ def serve(
         "require_signers": _names(signers),
         "state": state,
         "offers": _names(params),
+        "linear_part": linear_part or None,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     if config is None:

@@ -33,11 +33,10 @@ from he_inference.service import journal
 from he_inference.service.canary_process import CanarySettings
 from he_inference.service.config import ScoringConfig, load
 from he_inference.service.metrics import OK, CanaryMetrics, outcome_of
-from he_inference.service.published import open_model
+from he_inference.service.published import PublishedModel, open_model
 from veil.errors import ArtifactError, ConfigError, ProtocolMismatch, StateError, VeilError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
-from veil.recsys.model import Model
 from veil.wire.channel import open_channel
 from veil.wire.limits import split_address
 from veil.wire.status import translated
@@ -127,17 +126,21 @@ class Asker:
 class Plaintext:
     """The model as it was published. directory, authority, signers: as for the server."""
 
-    def __init__(self, directory: Path, authority_pem: bytes, signers: list[Identity]) -> None:
+    def __init__(
+        self, directory: Path, authority_pem: bytes, signers: list[Identity], *, linear_part: bool = False
+    ) -> None:
         self._source = (directory, authority_pem, signers)
-        self._digest = b""
-        self._model: Model | None = None
+        self._linear_part = linear_part
+        self._model: PublishedModel | None = None
 
     def scores(self, offer: Offer, asked: Question) -> _Floats:
         """float64[items], of items scaled by `item_norm`, 0 of removed ones; raises `ArtifactError` when the directory
         holds another model than the server serves."""
         model = self._of(offer)
-        vector = asked.entries if asked.history is None else model.user_vector(asked.history).astype(np.float64)
-        rows = model.item_factors
+        vector = asked.entries
+        if asked.history is not None:
+            vector = model.recommender.user_vector(asked.history).astype(np.float64)
+        rows = model.factors
         parts = [
             rows[start : start + _ROWS_AT_A_TIME].astype(np.float64) @ vector
             for start in range(0, len(rows), _ROWS_AT_A_TIME)
@@ -149,17 +152,16 @@ class Plaintext:
     def learned(self, offer: Offer) -> NDArray[np.int64]:
         """int64[n]: numbers of the items that say something about a user, all of them where none does; raises as
         `scores`. Of others a history has no direction, and the bound of its scores is as wide as they are."""
-        model = self._of(offer)
-        found = np.flatnonzero(model.norm_terms[:, 0] > 0)
-        return found if len(found) else np.arange(model.items)
+        model = self._of(offer).model
+        found = np.empty(0, np.int64) if model is None else np.flatnonzero(model.norm_terms[:, 0] > 0)
+        return found if len(found) else np.arange(offer.layout.items)
 
-    def _of(self, offer: Offer) -> Model:
-        if self._model is None or offer.manifest_digest != self._digest:
-            published = open_model(*self._source)
-            published.close()
-            self._digest, self._model = published.manifest_digest, published.model
+    def _of(self, offer: Offer) -> PublishedModel:
+        if self._model is None or offer.manifest_digest != self._model.manifest_digest:
+            self._model = open_model(*self._source, linear_part=self._linear_part)
+            self._model.close()
         shape = (offer.layout.items, offer.layout.dimensions)
-        if offer.manifest_digest != self._digest or self._model.item_factors.shape != shape:
+        if offer.manifest_digest != self._model.manifest_digest or self._model.factors.shape != shape:
             raise ArtifactError("got answers of another model than the one in the directory, expected the same")
         return self._model
 
@@ -211,7 +213,7 @@ def run(config: ScoringConfig, settings: CanarySettings, address: str, stop: thr
     credentials = Credentials.load(settings.credentials)
     expect = Credentials.load(config.credentials).identity
     signers = [Identity(expect.consortium, Role.PARTY, name) for name in config.require_signers]
-    plaintext = Plaintext(config.model, credentials.authority_pem, signers)
+    plaintext = Plaintext(config.model, credentials.authority_pem, signers, linear_part=config.linear_part)
     metrics, log = CanaryMetrics(), journal.Journal(_log)
     asker = Asker(address, credentials, expect)
     endpoint = metrics.serve(settings.metrics.listen) if settings.metrics.listen is not None else None

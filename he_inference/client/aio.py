@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from he_inference.client.connection import Connection, TokenCredentials
 from he_inference.client.conversation import Dialogue
 from he_inference.client.fold_in import FoldIn, Items
+from he_inference.client.linear import LinearClient
 from he_inference.client.open import dialogue
 from he_inference.client.query import QueryReport, Recommendation
 from he_inference.client.release import ReleasedScores, release
@@ -107,6 +108,10 @@ class AsyncScoringClient:
     def queries_left(self) -> int | None:
         """See `ScoringClient.queries_left`."""
         return self._dialogue.queries_left
+
+    async def linear(self) -> LinearClient:
+        """See `ScoringClient.linear`."""
+        return await self._run(self._dialogue.linear())
 
     async def card(self) -> model_pb2.ModelCard:
         """See `ScoringClient.card`."""

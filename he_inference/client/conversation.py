@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 from he_inference import exchange
 from he_inference.client.fold_in import FoldIn, Items
 from he_inference.client.keys import Keys, Ring
+from he_inference.client.linear import LinearClient, fetch_linear
 from he_inference.client.model import TITLES, TOWER, ModelCache
-from he_inference.client.query import Answer, Query, QueryReport, Ready, Recommendation, another_model, checked_vector
+from he_inference.client.query import (
+    Answer,
+    Query,
+    QueryReport,
+    Ready,
+    Recommendation,
+    another_model,
+    checked_vector,
+    question,
+)
 from he_inference.client.scores import Scores
 from he_inference.client.steps import Alone, Ask, CallFailed, Conversation, Pause, Receive, Retries, Send, Step, Work
 from he_inference.client.wishes import Wishes
@@ -54,6 +64,7 @@ class Dialogue:
         self._offer: Offer | None = None
         self._fold_in: FoldIn | None = None
         self._titles: Items | None = None
+        self._linear: LinearClient | None = None
         self._ready: Ready | None = None
 
     # --- what can be asked
@@ -79,6 +90,11 @@ class Dialogue:
         """Ids and titles, with the fold-in where vectors are sent; otherwise as `fold_in`."""
         return (yield from self._items(self._limit()))
 
+    def linear(self) -> Conversation[LinearClient]:
+        """What encodes rows for the server's models on columns, verified; fetched once, again after `forget`."""
+        found: LinearClient = self._linear or (yield Alone(self._get_linear(self._limit())))
+        return found
+
     def score(self, vector: NDArray[np.floating]) -> Conversation[Scores]:
         """Scores of all items. Raises `StateError` when the server has another model than when it was last asked."""
         values = checked_vector(vector)
@@ -90,7 +106,7 @@ class Dialogue:
         """Scores of all items for a history of ids. Raises as `score`."""
         limit = self._limit()
         items = yield from self._items(limit)
-        return (yield from self._score(_question(items, history, skip_unknown), items.digest, limit))
+        return (yield from self._score(question(items, history, skip_unknown), items.digest, limit))
 
     def recommend(
         self, history: Sequence[str], k: int, *, exclude_seen: bool, skip_unknown: bool
@@ -112,7 +128,7 @@ class Dialogue:
     def forget(self) -> None:
         """Asks for offers and model anew the next time."""
         with self._lock:
-            self._offer = self._ready = self._fold_in = self._titles = None
+            self._offer = self._ready = self._fold_in = self._titles = self._linear = None
 
     # --- state, filled when it is wanted
 
@@ -163,6 +179,13 @@ class Dialogue:
         with self._lock:
             self._fold_in = fold_in
         return fold_in
+
+    def _get_linear(self, limit: float) -> Conversation[LinearClient]:
+        offer = yield from self._get_offer(limit)
+        linear = yield from fetch_linear(self._models, offer, lambda step: self._patiently(step, limit))
+        with self._lock:
+            self._linear = linear
+        return linear
 
     def _get_ready(self, limit: float) -> Conversation[Ready]:
         offer = yield from self._get_offer(limit)
@@ -253,7 +276,7 @@ class Dialogue:
         self, history: Sequence[str], k: int, exclude_seen: bool, skip_unknown: bool, limit: float
     ) -> Conversation[list[Recommendation]]:
         items = yield from self._items(limit)
-        scores = yield from self._score(_question(items, history, skip_unknown), items.digest, limit)
+        scores = yield from self._score(question(items, history, skip_unknown), items.digest, limit)
         kept = np.ones(len(scores), bool)
         if scores.origin is not None:
             kept[list(scores.origin.offer.removed)] = False
@@ -279,12 +302,3 @@ class Dialogue:
                 if pause is None or (wait_s := max(pause, failed.wait_s)) >= limit - time.monotonic():
                     raise
             yield Pause(wait_s)
-
-
-def _question(items: Items, history: Sequence[str], skip_unknown: bool) -> Callable[[Ready], Query]:
-    """How a history is encrypted: folded in here where the model's tower is at hand, as it is otherwise."""
-    if isinstance(items, FoldIn):
-        vector = checked_vector(items.user_vector(history, skip_unknown=skip_unknown))
-        return lambda ready: Query.of(vector, ready)
-    numbers = items.numbers(history, skip_unknown=skip_unknown)
-    return lambda ready: Query.of_history(numbers, ready)

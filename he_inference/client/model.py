@@ -81,12 +81,12 @@ class ModelCache:
         if kept is not None:
             return kept
         # (1) the manifest by its digest, (2) its signatures, (3) the files, no larger than it says
-        manifest = yield from _receive("manifest.json", MAX_MANIFEST_BYTES, patiently)
-        signatures = yield from _receive("signatures.json", MAX_SIGNATURES_BYTES, patiently)
+        manifest = yield from receive_file("manifest.json", MAX_MANIFEST_BYTES, patiently)
+        signatures = yield from receive_file("signatures.json", MAX_SIGNATURES_BYTES, patiently)
         limits: dict[FileName, int] = yield Work(lambda: self._limits(manifest, signatures, offer))
         files: dict[str, bytes] = {"manifest.json": manifest, "signatures.json": signatures}
         for name in part.files:
-            files[name] = yield from _receive(name, limits[name], patiently)
+            files[name] = yield from receive_file(name, limits[name], patiently)
         stored: Loaded = yield Work(lambda: self._stored(part, files, offer))
         return stored
 
@@ -144,7 +144,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def _receive(name: str, limit_bytes: int, patiently: Patiently) -> Conversation[bytes]:
+def receive_file(name: str, limit_bytes: int, patiently: Patiently) -> Conversation[bytes]:
+    """One file of the client's part, of at most that size; the caller verifies it."""
     request = inference_pb2.GetClientModelRequest(file=name)
     received: _File = yield from patiently(
         lambda left: Receive("GetClientModel", request, _File(name, limit_bytes), left)

@@ -8,6 +8,7 @@ offer.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from he_inference import exchange
+from he_inference.client.fold_in import FoldIn, Items
 from he_inference.client.keys import Keys
 from he_inference.client.scores import Origin, Scores, exact_margin
 from he_inference.encoding.deviation import stated_error
@@ -167,3 +169,12 @@ def checked_vector(vector: NDArray[np.floating]) -> Floats:
     if not np.all(np.isfinite(values)):
         raise InputError("got a user vector with NaN or infinity, expected finite numbers")
     return values
+
+
+def question(items: Items, history: Sequence[str], skip_unknown: bool) -> Callable[[Ready], Query]:
+    """How a history is encrypted: folded in here where the model's tower is at hand, as it is otherwise."""
+    if isinstance(items, FoldIn):
+        vector = checked_vector(items.user_vector(history, skip_unknown=skip_unknown))
+        return lambda ready: Query.of(vector, ready)
+    numbers = items.numbers(history, skip_unknown=skip_unknown)
+    return lambda ready: Query.of_history(numbers, ready)

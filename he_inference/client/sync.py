@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from he_inference.client.connection import Connection, TokenCredentials
 from he_inference.client.conversation import Dialogue
 from he_inference.client.fold_in import FoldIn, Items
+from he_inference.client.linear import LinearClient
 from he_inference.client.open import dialogue
 from he_inference.client.query import QueryReport, Recommendation
 from he_inference.client.release import ReleasedScores, release
@@ -125,6 +126,11 @@ class ScoringClient:
     def queries_left(self) -> int | None:
         """Queries that this client had left when the server was last asked for offers; None without a budget."""
         return self._dialogue.queries_left
+
+    @property
+    def linear(self) -> LinearClient:
+        """Of a server with models on columns: what encodes rows for them, verified; see `he_inference.client.rows`."""
+        return self._run(self._dialogue.linear())
 
     def card(self) -> model_pb2.ModelCard:
         """What the model is and what it cost, in the server's words; `model.manifest` says it with signatures."""

@@ -2,7 +2,8 @@
 
 Guarantee: vectors and ids have the SHA-256 that the manifest lists, and the digest is that of this manifest; with the
 authority's certificate its signatures are checked as well. Without it they are the business of the server, which serves
-an index only beside a model that it has verified and whose manifest has the same digest.
+an index only beside a model that it has verified and whose manifest has the same digest. Models on columns
+(`he_inference.index.linear_models`), of which there may be several, are always checked with their signatures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 
-from veil.errors import ArtifactError
+from he_inference.index.linear_models import holds_columns, read_linear
+from veil.errors import ArtifactError, ConfigError
 from veil.recsys.artifact import verify_manifest
 from veil.recsys.manifest import Manifest, manifest_digest
 from veil.recsys.signed import MAX_MANIFEST_BYTES, listed, parse_manifest, read
@@ -35,8 +37,13 @@ class PublishedItems:
     digest: bytes
 
 
-def read_items(directory: Path, authority_pem: bytes | None = None) -> PublishedItems:
-    """Reads item vectors and ids of a model directory. Raises `ArtifactError`."""
+def read_items(directory: Path, authority_pem: bytes | None = None, *, linear_part: bool = False) -> PublishedItems:
+    """Reads item vectors and ids of a model directory. linear_part: take models on columns that are more than linear.
+
+    Raises `ArtifactError`; `ConfigError` for models on columns that do not fit together or come without an authority.
+    """
+    if holds_columns(directory):
+        return _linear_items(directory, authority_pem, linear_part)
     if authority_pem is None:
         raw = read(directory, "manifest.json", MAX_MANIFEST_BYTES)
         parsed = parse_manifest(raw)
@@ -46,6 +53,18 @@ def read_items(directory: Path, authority_pem: bytes | None = None) -> Published
     else:
         manifest, digest = verify_manifest(directory, authority_pem)
     return PublishedItems(manifest.name, _factors(directory, manifest), _ids(directory, manifest), digest)
+
+
+def _linear_items(directory: Path, authority_pem: bytes | None, linear_part: bool) -> PublishedItems:
+    if authority_pem is None:
+        raise ConfigError(
+            "got models on columns without the authority's certificate, expected it: their signatures are checked",
+            hint="--authority authority.pem",
+        )
+    models = read_linear(directory, authority_pem, linear_part=linear_part)
+    collection = models.collection
+    name = collection.models[0].name if len(collection.models) == 1 else directory.name
+    return PublishedItems(name, models.vectors, collection.ids(), collection.digest)
 
 
 def _factors(directory: Path, manifest: Manifest) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from he_inference import messages
 from he_inference import parameters as sets
 from he_inference.layouts.history import HistoryLayout
 from he_inference.layouts.history_parts import FoldInLayout, OutputLayout
-from he_inference.layouts.keyless import KeylessLayout
+from he_inference.layouts.keyless import PACKINGS, KeylessLayout
 from he_inference.layouts.seam import Layout
 from he_inference.layouts.session import SessionLayout
 from he_inference.parameters import Parameters
@@ -20,7 +20,6 @@ from veil.errors import ConfigError
 
 # A query is one message; the rest of 4 MiB is room for its envelope.
 MAX_QUERY_BYTES = 3 * 1024 * 1024
-_PACKINGS = (1, 2, 4, 8, 16, 32, 64)
 _MOST_CIPHERTEXTS = 256
 
 
@@ -73,7 +72,7 @@ def best_packing(kind: str, parameters: Parameters, items: int, dimensions: int)
     if kind != "keyless":
         return 0
     choices = []
-    for packing in _PACKINGS:
+    for packing in PACKINGS:
         if -(-dimensions // packing) > _MOST_CIPHERTEXTS:
             continue
         layout = KeylessLayout(parameters, items, dimensions, packing)

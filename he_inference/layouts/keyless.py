@@ -12,7 +12,8 @@ Why nothing else lands there: query exponents j < g and item exponents i' g + (g
 with i' = i, j' = j, or wrapped around N, which would need an exponent of at least N + g - 1, more than N - 1 + g - 1.
 
 g = 1 is the constant-polynomial query: every coefficient of a result is a score. Larger g, smaller queries, larger
-results: the second half of a result travels whole, of the first half only the N / g coefficients that hold scores.
+results: the second half of a result travels whole, of the first half only the N / g coefficients that hold scores. With
+g >= d a query is one ciphertext, for few items with wide vectors (`he_inference.collection`: one item is a model).
 
 Guarantee: any number of items from 1 and any d from 1 to 1024; unused places hold zero and noise.
 """
@@ -28,10 +29,12 @@ from he_inference.layouts.seam import MAX_DIMENSIONS, MAX_ITEMS, Floats, Integer
 from he_inference.parameters import Parameters
 from veil.errors import CiphertextError, ConfigError
 
+PACKINGS = tuple(1 << power for power in range(11))
+
 
 @dataclass(frozen=True)
 class KeylessLayout:
-    """See the module. packing: g, a power of two from 1 to 64."""
+    """See the module. packing: g, a power of two from 1 to 1024."""
 
     parameters: Parameters
     items: int
@@ -45,8 +48,8 @@ class KeylessLayout:
             raise ConfigError(f"got {self.items} items, expected 1 to {MAX_ITEMS}")
         if not 1 <= self.dimensions <= MAX_DIMENSIONS:
             raise ConfigError(f"got {self.dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}")
-        if self.packing not in (1, 2, 4, 8, 16, 32, 64):
-            raise ConfigError(f"got packing {self.packing}, expected a power of two from 1 to 64")
+        if self.packing not in PACKINGS:
+            raise ConfigError(f"got packing {self.packing}, expected a power of two from 1 to {PACKINGS[-1]}")
         if self.parameters.scheme != "ckks":
             raise ConfigError(f"got scheme {self.parameters.scheme}, expected ckks for a keyless layout")
         if self.rotations > 256:

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from he_inference.ring.bits import packed_bytes
 from he_inference.ring.jit import kernel, parallel_kernel
 from he_inference.ring.moduli import Moduli, Words
 from he_inference.ring.ntt import inverse_one, inverse_tables, times
@@ -94,9 +95,11 @@ def truncated(polynomials: Words, ring: Moduli, bits: int) -> Words:
 
 
 def packed(values: Words, bits: int) -> NDArray[np.uint8]:
-    """uint8[rows, n bits / 8]: each row of uint32[rows, n] as one run of bits, the lowest first; n a multiple of 32."""
-    if values.shape[1] % 32:
-        raise ConfigError(f"got rows of {values.shape[1]} numbers, expected a multiple of 32")
-    out = np.empty((len(values), values.shape[1] * bits // 32), np.uint32)
+    """uint8[rows, n bits / 8, rounded up]: each row of uint32[rows, n] as one run of bits, the lowest first."""
+    rows, n = values.shape
+    if n % 32:
+        # The kernel writes whole words; few coefficients of a result may travel.
+        values = np.concatenate([values, np.zeros((rows, -n % 32), np.uint32)], axis=1)
+    out = np.empty((rows, values.shape[1] * bits // 32), np.uint32)
     _pack(values, bits, out)
-    return out.astype("<u4", copy=False).view(np.uint8)
+    return np.ascontiguousarray(out.astype("<u4", copy=False).view(np.uint8)[:, : packed_bytes(n, bits)])

@@ -29,7 +29,7 @@ from veil.jobs.spec import Name
 from veil.settings import Address, Section
 
 _EXAMPLE = "deploy/scoring.toml"
-_OFFER = re.compile(r"(?:([a-z]{1,16}):)?([a-z0-9-]{1,32})(?:/([0-9]{1,2}))?")
+_OFFER = re.compile(r"(?:([a-z]{1,16}):)?([a-z0-9-]{1,32})(?:/([0-9]{1,4}))?")
 
 
 class Load(Section):
@@ -151,8 +151,10 @@ class ScoringConfig(Section):
     listen: Address
     # Directory with key.pem, cert.pem and authority.pem of this scoring server.
     credentials: Path
-    # Directory of the published model.
+    # Directory of the published model; or of models on columns, one in each subfolder, named by it.
     model: Path
+    # Models on columns that are more than linear (perceptron, towers): serve their linear part alone.
+    linear_part: bool = False
     # Parties that must have signed the model, by name; none is an error, since anybody could have made such a model.
     require_signers: tuple[Name, ...] = Field(min_length=1)
     # Directory for index files and clients' evaluation keys. Mode 0700.

@@ -115,7 +115,7 @@ def _build(wanted: Sequence[Wanted], model: PublishedModel, scratch: Path, threa
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     arrays = [model.factors]
     if any(one.spec.kind == "history" for one in wanted):
-        arrays += [model.model.fold_in, model.model.norm_terms]
+        arrays += [model.recommender.fold_in, model.recommender.norm_terms]
     with tempfile.TemporaryFile(dir=scratch) as rows:
         for array in arrays:
             rows.write(np.ascontiguousarray(array, dtype=np.float32).data)
@@ -124,7 +124,7 @@ def _build(wanted: Sequence[Wanted], model: PublishedModel, scratch: Path, threa
             "rows": rows.fileno(),
             "items": items,
             "dimensions": dimensions,
-            "taste_centre": model.model.taste_centre,
+            "taste_centre": 0.0 if model.model is None else model.model.taste_centre,
             "model_digest": model.manifest_digest.hex(),
             "ids": model.ids,
             "indexes": [

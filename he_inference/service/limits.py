@@ -1,10 +1,10 @@
 """How fast and how much at a time: token buckets and counts of running calls, for each client and for all.
 
 Guarantee: within any t seconds at most burst + rate * t queries pass, of a client and of all together; no client has
-more calls running than it may. Look-ups (GetParameters, GetModelCard) have a bucket of their own for each client: they
-take nothing from its queries, nor those from them. Memory is bounded: at most `most_clients` are remembered, and one is
-forgotten only when its buckets are full again and it has nothing running, so that forgetting gives nobody anything.
-Time is monotonic.
+more calls running than it may. Look-ups (GetParameters, GetModelCard) and other streams (GetClientModel, RegisterKeys)
+have a bucket of their own for each client: they take nothing from its queries, nor those from them. Memory is bounded:
+at most `most_clients` are remembered, and one is forgotten only when its buckets are full again and it has nothing
+running, so that forgetting gives nobody anything. Time is monotonic.
 
 Token bucket: J. Turner, "New directions in communications" (IEEE Communications Magazine 24(10), 1986).
 """
@@ -36,9 +36,12 @@ class LimitSettings(Section):
     # Look-ups (GetParameters, GetModelCard) per second of one client, and how many may come at once after a pause.
     lookup_rate_s: float = Field(default=10.0, gt=0, le=1e6)
     lookup_burst: int = Field(default=100, ge=1, le=1_000_000)
+    # Other streams (evaluation keys, files of the model) that one client may begin per second; at once after a pause.
+    stream_rate_s: float = Field(default=5.0, gt=0, le=1e6)
+    stream_burst: int = Field(default=100, ge=1, le=1_000_000)
     # Queries of one client that may wait or run at a time.
     per_client_at_once: int = Field(default=8, ge=1, le=1024)
-    # Other streams of one client at a time: evaluation keys, files of the model.
+    # Such streams of one client at a time.
     streams_at_once: int = Field(default=4, ge=1, le=1024)
     # Clients that are remembered.
     most_clients: int = Field(default=10_000, ge=1, le=1_000_000)
@@ -75,6 +78,7 @@ class _Bucket:
 class _Account:
     bucket: _Bucket
     lookups: _Bucket
+    begun: _Bucket
     queries: int = 0
     streams: int = 0
 
@@ -82,7 +86,7 @@ class _Account:
         """Whether forgetting it changes nothing."""
         if self.queries or self.streams:
             return False
-        return all(bucket.fill(now) >= bucket.burst for bucket in (self.bucket, self.lookups))
+        return all(bucket.fill(now) >= bucket.burst for bucket in (self.bucket, self.lookups, self.begun))
 
 
 class Limiter:
@@ -126,11 +130,17 @@ class Limiter:
 
     @contextmanager
     def stream(self, client: Client) -> Iterator[None]:
-        """One stream of another kind; raises `LimitError` when the client has too many."""
+        """One stream of another kind, for as long as the block lasts; raises `LimitError` when the client has too many
+        running, or has begun too many, and then says when one may pass again."""
         with self._lock:
-            account = self._account(client, self._clock())
+            now = self._clock()
+            account = self._account(client, now)
             if account.streams >= self._settings.streams_at_once:
                 raise _many("streams of keys or files", self._settings.streams_at_once)
+            wait_s = account.begun.wait_s(now)
+            if wait_s:
+                raise _fast(f"{self._settings.stream_rate_s:g} streams of keys or files a second of one client", wait_s)
+            account.begun.tokens -= 1.0
             account.streams += 1
         try:
             yield
@@ -156,6 +166,7 @@ class Limiter:
             found = _Account(
                 _Bucket.full(settings.per_client_rate_s, settings.per_client_burst, now),
                 _Bucket.full(settings.lookup_rate_s, settings.lookup_burst, now),
+                _Bucket.full(settings.stream_rate_s, settings.stream_burst, now),
             )
             self._accounts[client.account] = found
         self._accounts.move_to_end(client.account)
@@ -174,7 +185,9 @@ class Limiter:
         if len(self._accounts) >= self._settings.most_clients:
             settings = self._settings
             refill_s = max(
-                settings.per_client_burst / settings.per_client_rate_s, settings.lookup_burst / settings.lookup_rate_s
+                settings.per_client_burst / settings.per_client_rate_s,
+                settings.lookup_burst / settings.lookup_rate_s,
+                settings.stream_burst / settings.stream_rate_s,
             )
             raise LimitError(
                 f"got more than {settings.most_clients} clients at a time, expected fewer",

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from he_inference.index.linear_models import manifests_of
 from he_inference.service.audience import read_hidden
 from he_inference.service.config import ScoringConfig
 from he_inference.service.generations import Generation, Generations, View
@@ -21,7 +22,6 @@ from he_inference.service.process import IndexFile
 from he_inference.service.published import PublishedModel
 from veil.errors import ConfigError, StateError, VeilError
 
-_MANIFEST = "manifest.json"
 _STOP_WITHIN_S = 10.0
 _log = logging.getLogger("veil.he_inference.service.reload")
 
@@ -71,14 +71,18 @@ class Loader:
     def seen(self, generation: Generation) -> tuple[object, ...]:
         """What the files looked like that a generation was made from; of the model, its manifest as it is now."""
         files = (_state(os.fstat(one)) for index in generation.indexes for one in index.descriptors)
-        return (_look(self._config.model / _MANIFEST), *files)
+        return (*self._manifests(), *files)
 
     def look(self) -> tuple[object, ...]:
         """The same, of the files that lie there now."""
         specs = self._config.offer_specs
         paths = [self._folder / name for spec in specs for name in spec.file_names]
         paths += [path for one in self._config.audiences for path in paths_of(one.index, specs[0])]
-        return (_look(self._config.model / _MANIFEST), *(_look(path) for path in paths))
+        return (*self._manifests(), *(_look(path) for path in paths))
+
+    def _manifests(self) -> list[object]:
+        """One for a recommender, of a fixed place; of models on columns one for each, with the folder's name."""
+        return [(path.parent.name, _look(path)) for path in manifests_of(self._config.model)]
 
 
 class Reloader:

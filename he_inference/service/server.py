@@ -114,7 +114,7 @@ def start(config: ScoringConfig) -> ScoringServer:
     signers = [Identity(own.consortium, Role.PARTY, name) for name in config.require_signers]
 
     def opened() -> PublishedModel:
-        return open_model(config.model, credentials.authority_pem, signers)
+        return open_model(config.model, credentials.authority_pem, signers, linear_part=config.linear_part)
 
     state = _private(config.state)
     with ExitStack() as resources:

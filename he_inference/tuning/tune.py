@@ -27,6 +27,7 @@ from he_inference.layouts.catalogue import (
     usual_kind,
 )
 from he_inference.layouts.history import HistoryLayout
+from he_inference.layouts.keyless import PACKINGS
 from he_inference.layouts.seam import MAX_DIMENSIONS, MAX_ITEMS, Layout
 from he_inference.parameters import EXACT, FAST, HISTORY, KEYLESS, KEYLESS_SMALL, PQ
 from he_inference.tuning import trial
@@ -36,7 +37,6 @@ from veil.errors import ConfigError
 
 # Sets for a client that sends its vector.
 SETS = (FAST, PQ, EXACT, KEYLESS, KEYLESS_SMALL)
-_PACKINGS = (1, 2, 4, 8, 16, 32, 64)
 # A trial of more than this is made with fewer items, so that it takes seconds.
 TRIAL_BYTES = 128 << 20
 _UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -137,7 +137,7 @@ def layouts(
     found: list[Layout] = []
     for parameters in allowed:
         kind = usual_kind(parameters)
-        for packing in _PACKINGS if kind == "keyless" else (0,):
+        for packing in PACKINGS if kind == "keyless" else (0,):
             try:
                 layout = layout_of(kind, parameters, items, dimensions, packing)
             except ConfigError:

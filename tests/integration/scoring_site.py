@@ -64,7 +64,12 @@ class Site:
             "reload": Reload(every_s=0),
             "budget": BudgetSettings(enabled=False),
             "limits": LimitSettings(
-                per_client_rate_s=1e5, per_client_burst=100_000, lookup_rate_s=1e5, lookup_burst=100_000
+                per_client_rate_s=1e5,
+                per_client_burst=100_000,
+                lookup_rate_s=1e5,
+                lookup_burst=100_000,
+                stream_rate_s=1e5,
+                stream_burst=100_000,
             ),
         }
         return ScoringConfig.model_validate({**values, **changes})

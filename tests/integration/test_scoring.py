@@ -187,9 +187,11 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(
         thread.start()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        with pytest.raises(grpc.RpcError):
-            client.stub.GetParameters(messages.GetParametersRequest(), timeout=5)
+        limit = time.monotonic() + 20
+        with pytest.raises(grpc.RpcError):  # as soon as the signal has arrived
+            while time.monotonic() < limit:
+                client.stub.GetParameters(messages.GetParametersRequest(), timeout=5)
+                time.sleep(0.05)
         os.kill(workers[0], signal.SIGCONT)
         thread.join(30)
         assert len(found) == 1

@@ -48,6 +48,8 @@ def server(site: Site) -> Iterator[ScoringServer]:
         overall_burst=1_000_000,
         lookup_rate_s=1e6,
         lookup_burst=1_000_000,
+        stream_rate_s=1e6,
+        stream_burst=1_000_000,
     )
     config = site.config(site.folder, offers=("fast", "keyless"), load=Load(threads=1), limits=limits)
     with start(config) as running:

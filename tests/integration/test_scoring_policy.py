@@ -54,7 +54,11 @@ class Asking:
         self.offer: Offer = exchange.offers_from_wire(answer, "server")[0]
         self.secret = SecretKey(self.offer.layout.parameters)
         keys = self.secret.evaluation_keys(self.offer.layout.galois_elements)
-        self.digest = register(self.stub, self.offer, keys)
+        self.digest = self.register(keys)
+
+    def register(self, keys: bytes) -> bytes:
+        with translated("server"):
+            return register(self.stub, self.offer, keys)
 
     def parameters(self) -> messages.GetParametersResponse:
         with translated("server"):
@@ -148,8 +152,9 @@ def test_queries_faster_than_the_rate_are_refused_with_the_time_to_wait(site: Si
         assert metrics.get_sample_value("veil_scoring_queries_total", {"code": "OK"}) == 3
 
 
-def test_look_ups_faster_than_the_rate_are_refused_and_queries_go_on(site: Site, tmp_path: Path) -> None:
-    config = site.config(tmp_path, limits=LimitSettings(lookup_rate_s=0.01, lookup_burst=4))
+def test_look_ups_and_streams_faster_than_the_rate_are_refused_and_queries_go_on(site: Site, tmp_path: Path) -> None:
+    limits = LimitSettings(lookup_rate_s=0.01, lookup_burst=4, stream_rate_s=0.01, stream_burst=3)
+    config = site.config(tmp_path, limits=limits)
     with start(config) as server, by_certificate(site, server) as anna, by_certificate(site, server, EVE) as eve:
 
         def card(asking: Asking) -> str:
@@ -162,6 +167,19 @@ def test_look_ups_faster_than_the_rate_are_refused_and_queries_go_on(site: Site,
             with pytest.raises(LimitError, match="look-ups a second of one client") as caught:
                 refused()
             assert caught.value.retry_after_s is not None and 50 < caught.value.retry_after_s <= 100
+
+        def file(asking: Asking) -> int:
+            request = messages.GetClientModelRequest(file="manifest.json")
+            with translated("server"):
+                return sum(len(part.payload) for part in asking.stub.GetClientModel(request, timeout=30))
+
+        # one was for the keys; both calls take from one bucket
+        assert file(anna) == file(anna) > 0
+        for refused in (lambda: file(anna), lambda: len(anna.register(b""))):
+            with pytest.raises(LimitError, match="streams of keys or files a second of one client") as caught:
+                refused()
+            assert caught.value.retry_after_s is not None and 50 < caught.value.retry_after_s <= 100
+        assert file(eve) > 0
         with pytest.raises(grpc.RpcError) as status:
             anna.stub.GetModelCard(messages.GetModelCardRequest(), timeout=30)
         assert status.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -68,6 +68,7 @@ LAYOUTS = [
     KeylessLayout(KEYLESS, 4000, 16, 1),
     KeylessLayout(KEYLESS, 1000, 64, 16),
     KeylessLayout(KEYLESS_SMALL, 1000, 40, 16),
+    KeylessLayout(KEYLESS_SMALL, 300, 700, 1024),
     layout_of("history", "history", 3000, 32, 1),
     layout_of("history", "history", 6000, 24, 3),
     layout_of("history", "history", 9000, 128, 1),

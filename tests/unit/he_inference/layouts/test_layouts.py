@@ -29,7 +29,10 @@ _CASES: list[Layout] = [
     KeylessLayout(KEYLESS, 1025, 7, 4),
     KeylessLayout(KEYLESS, 700, 1024, 64),
     KeylessLayout(KEYLESS, 300, 50, 16),
+    KeylessLayout(KEYLESS, 9, 600, 1024),
     KeylessLayout(KEYLESS_SMALL, 1500, 30, 16),
+    KeylessLayout(KEYLESS_SMALL, 3, 572, 1024),
+    KeylessLayout(KEYLESS_SMALL, 5, 1024, 512),
 ]
 
 
@@ -117,7 +120,7 @@ def test_wrong_vectors_rows_and_results_are_refused(layout: Layout) -> None:
         lambda: KeylessLayout(KEYLESS, 0, 8),
         lambda: KeylessLayout(KEYLESS, 8, 1025),
         lambda: KeylessLayout(KEYLESS, 8, 8, 3),
-        lambda: KeylessLayout(KEYLESS, 8, 8, 128),
+        lambda: KeylessLayout(KEYLESS, 8, 8, 2048),
         lambda: KeylessLayout(KEYLESS, 8, 1024, 2),
         lambda: KeylessLayout(EXACT, 8, 8),
     ],

@@ -54,14 +54,12 @@ def test_bits_that_no_message_has_are_refused() -> None:
         truncated(random_words(ring, 1), ring, 27)
     with pytest.raises(ConfigError):
         truncated(random_words(ring_of(2048, 2), 1), ring_of(2048, 2), 33)
-    with pytest.raises(ConfigError):
-        packed(np.zeros((1, 33), np.uint32), 27)
 
 
 @settings(max_examples=60, deadline=None)
-@given(bits=st.integers(8, 32), rows=st.integers(1, 3), groups=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
-def test_compiled_and_plain_packing_agree(bits: int, rows: int, groups: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 1 << bits, (rows, 32 * groups)).astype(np.uint32)
+@given(bits=st.integers(8, 32), rows=st.integers(1, 3), count=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
+def test_compiled_and_plain_packing_agree(bits: int, rows: int, count: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count)).astype(np.uint32)
     values[0, 0], values[-1, -1] = 0, (1 << bits) - 1
     out = packed(values, bits)
     for row in range(rows):

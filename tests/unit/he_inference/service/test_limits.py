@@ -46,6 +46,14 @@ def looks_up(limiter: Limiter, client: Client = APP) -> bool:
     return True
 
 
+def streams(limiter: Limiter, client: Client = APP) -> bool:
+    try:
+        with limiter.stream(client):
+            return True
+    except LimitError:
+        return False
+
+
 def test_a_burst_then_the_rate() -> None:
     clock = Clock()
     limiter = Limiter(settings(), clock=clock)
@@ -119,9 +127,25 @@ def test_waiting_as_long_as_is_said_is_enough_for_a_look_up() -> None:
         clock.now += caught.value.retry_after_s
 
 
+def test_other_streams_have_a_burst_and_a_rate_of_their_own() -> None:
+    """However few run at a time: keys that are refused one after another cost the server a check each."""
+    clock = Clock()
+    limiter = Limiter(settings(stream_rate_s=0.5, stream_burst=4, streams_at_once=1), clock=clock)
+    assert [streams(limiter) for _ in range(6)] == [True] * 4 + [False] * 2
+    with pytest.raises(LimitError, match=r"0\.5 streams of keys or files a second of one client") as caught:
+        limiter.stream(APP).__enter__()
+    assert caught.value.retry_after_s == pytest.approx(2.0)
+    assert streams(limiter, OTHER) and looks_up(limiter) and passes(limiter)
+    clock.now += 2.0
+    with limiter.stream(APP):
+        assert not streams(limiter)  # one is running: takes nothing
+        clock.now += 2.0
+    assert [streams(limiter) for _ in range(2)] == [True, False]
+
+
 def test_clients_that_only_look_up_are_bounded_and_not_forgotten_early() -> None:
     clock = Clock()
-    limiter = Limiter(settings(most_clients=10, lookup_rate_s=0.1, lookup_burst=2), clock=clock)
+    limiter = Limiter(settings(most_clients=10, lookup_rate_s=0.1, lookup_burst=2, stream_burst=1), clock=clock)
     for number in range(10):
         assert looks_up(limiter, Client(f"token/c{number}"))
     # the buckets of queries are full, those of look-ups are not: nobody is forgotten, a stranger waits
@@ -175,6 +199,18 @@ def test_a_call_that_fails_ends_too() -> None:
             raise ZeroDivisionError
     with limiter.query(APP):
         pass
+
+
+def test_clients_that_only_begin_streams_are_not_forgotten_early() -> None:
+    clock = Clock()
+    limiter = Limiter(settings(most_clients=2, stream_rate_s=0.1, stream_burst=1, lookup_burst=1), clock=clock)
+    assert streams(limiter, APP) and streams(limiter, OTHER)
+    with pytest.raises(LimitError, match="more than 2 clients") as caught:
+        limiter.lookup(Client("token/more"))
+    assert caught.value.retry_after_s == 10.0
+    assert not streams(limiter, APP)
+    clock.now += 10.0
+    assert looks_up(limiter, Client("token/more"))
 
 
 def test_memory_is_bounded_and_forgetting_helps_nobody() -> None:
