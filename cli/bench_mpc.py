@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.mpc_peers import ENVIRONMENTS, peers_of
-from cli.mpc_run import CaseName, CaseResult, Operators, Sizes, Triples, run_case, write_inputs
+from cli.mpc_run import CaseName, CaseResult, Operators, Plane, Sizes, Triples, run_case, write_inputs
 from veil.errors import ConfigError, VeilError
 
 # Own runs before and after the peers': the machine's other load drifts.
@@ -33,6 +33,9 @@ def mpc(
     operators: Annotated[Operators, typer.Option(help="Veil's engine, or CrypTen's operators over Veil.")] = "engine",
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Timed steps of a step case.")] = 100,
     worker: Annotated[bool, typer.Option("--worker", help="Run each party's part in a worker, as jobs do.")] = False,
+    plane: Annotated[
+        Plane, typer.Option(help="direct: TLS without gRPC. gloo: no TLS; for a network of the parties alone.")
+    ] = "grpc",
     environments: Environments = ENVIRONMENTS,
     json_file: JsonFile = None,
 ) -> None:
@@ -43,7 +46,7 @@ def mpc(
 
     Example: veil bench mpc --case step --parties 3 --triples dealer --peers --json out/mpc.json
     """
-    figures = measure(Asked(case, parties, triples, operators, worker), Sizes(steps=steps), peers, environments)
+    figures = measure(Asked(case, parties, triples, operators, worker, plane), Sizes(steps=steps), peers, environments)
     _show(figures)
     if json_file is not None:
         _write(json_file, figures)
@@ -58,6 +61,7 @@ class Asked:
     triples: Triples
     operators: Operators = "engine"
     worker: bool = False
+    plane: Plane = "grpc"
 
     @property
     def name(self) -> str:
@@ -114,7 +118,8 @@ def measure(asked: Asked, sizes: Sizes, with_peers: bool, environments: Path = E
         write_inputs(asked.case, asked.parties, sizes, folder)
 
         def own(worker: bool = asked.worker) -> CaseResult:
-            return run_case(asked.case, asked.parties, asked.triples, sizes, folder, asked.operators, worker=worker)
+            place: dict[str, Any] = {"worker": worker, "plane": asked.plane}
+            return run_case(asked.case, asked.parties, asked.triples, sizes, folder, asked.operators, **place)
 
         results = [own()]
         peers = _peers(asked, sizes, folder, environments) if with_peers else {}
@@ -128,6 +133,7 @@ def measure(asked: Asked, sizes: Sizes, with_peers: bool, environments: Path = E
         "triples": asked.triples,
         "operators": asked.operators if asked.case != "sum" else "sum by parts",
         "worker": asked.worker,
+        "plane": asked.plane,
         "ms": slowest.ms,
         "ms_of_runs": [result.ms for result in results],
         "bytes_per_party": slowest.bytes_per_party,

@@ -57,6 +57,8 @@ def run(asked: dict[str, Any], address: Callable[[str], dict[str, str]]) -> dict
     with ExitStack() as stack:
         servicer = MeshServicer()
         server = stack.enter_context(serve("127.0.0.1:0", credentials, [servicer.service()]))
+        if asked["plane"] == "direct":
+            stack.callback(servicer.listen_direct("127.0.0.1:0", credentials).close)
         roster = address(f"127.0.0.1:{server.port}")
         seed, correct = None, None
         if asked["dealer"]:
@@ -71,9 +73,16 @@ def run(asked: dict[str, Any], address: Callable[[str], dict[str, str]]) -> dict
         mesh = GrpcMesh(spec.nonce, job_digest, name, roster, credentials, servicer)
         mesh.connect(_CONNECT_S)
         stack.callback(mesh.close)
+        transport: ListeningTransport = mesh.transport()
+        if asked["plane"] == "gloo":
+            from veil.mpc.gloo_plane import GlooPlane
+
+            transport = plane = GlooPlane.connect(transport, spec.parties, "127.0.0.1", _CONNECT_S)
+            stack.callback(plane.close)
+            plane.watch(mesh.transport())
         if asked["worker"]:
-            return _in_worker(asked, seed, mesh.transport(), correct)
-        return seated(asked, seed, mesh.transport(), correct)
+            return _in_worker(asked, seed, transport, correct)
+        return seated(asked, seed, transport, correct)
 
 
 def seated(asked: dict[str, Any], seed: bytes | None, transport: Transport, correct: Correct | None) -> dict[str, Any]:

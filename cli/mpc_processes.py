@@ -33,11 +33,13 @@ def run_parties(
     limit_s: float,
     *,
     worker: bool = False,
+    plane: str = "grpc",
 ) -> list[dict[str, Any]]:
     """What `program` ("module:function") found at each party, in rank order.
 
-    folder: where its inputs lie. worker: whether the program runs in a worker behind a relay, as jobs do. Raises
-    `PeerLost` naming a party that failed or did not answer within limit_s.
+    folder: where its inputs lie. worker: whether the program runs in a worker behind a relay, as jobs do. plane:
+    "grpc" for the mesh, "gloo" for messages in the clear beside it. Raises `PeerLost` naming a party that failed or did
+    not answer within limit_s.
     """
     names = NAMES[:parties]
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as root, LocalConsortium(Path(root), names) as consortium:
@@ -53,6 +55,7 @@ def run_parties(
             "folder": str(folder),
             "options": dict(options),
             "worker": worker,
+            "plane": plane,
         }
         seated: list[_Party] = []
         grace_s = 0.0  # when one has failed, the others only wait for it

@@ -19,6 +19,7 @@ from veil.errors import ConfigError, ProtocolMismatch
 CaseName = Literal["step", "epoch", "sum"]
 Triples = Literal["dealer", "he"]
 Operators = Literal["engine", "crypten"]
+Plane = Literal["grpc", "direct", "gloo"]
 
 ENGINE = "cli.mpc_engine"
 _OWN = "cli.mpc_cases"
@@ -79,24 +80,24 @@ def run_case(
     limit_s: float = _LIMIT_S,
     *,
     worker: bool = False,
+    plane: Plane = "grpc",
 ) -> CaseResult:
     """Runs a case with real processes and mutual TLS on this machine. folder: has its inputs (`write_inputs`). worker:
     whether each party's program runs in a worker behind a relay, as jobs do, or in the process that has the streams.
+    plane: what carries messages, gRPC with mutual TLS or gloo in the clear.
 
     The program at each party is `cli.mpc_engine:CASE` (or `cli.mpc_cases`, for sums and for CrypTen's own
     operators); it gets a `veil.mpc.seat.Seat` and returns a document: step_ms, total_ms, bytes_sent and rounds, all as
     `Seat.measure` has them, weights, and optionally prepare_ms and prepare_bytes, which a job needs once, and
     offline_ms and offline_bytes, which each step needs.
     """
+    place: dict[str, Any] = {"worker": worker, "plane": plane}
     if case == "sum":
-        return _sum(
-            run_parties(f"{_OWN}:sum_by_parts", parties, "none", folder, _sum_options(sizes), limit_s, worker=worker),
-            sizes,
-            folder,
-        )
+        found = run_parties(f"{_OWN}:sum_by_parts", parties, "none", folder, _sum_options(sizes), limit_s, **place)
+        return _sum(found, sizes, folder)
     work = sizes.logistic(case)
     program = _program(case, triples, operators)
-    found = run_parties(program, parties, triples, folder, work.options(), limit_s, worker=worker)
+    found = run_parties(program, parties, triples, folder, work.options(), limit_s, **place)
     return _logistic(case, found, work, folder)
 
 

@@ -20,6 +20,8 @@ def show(figures: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, _WIDTH)
     head = f"{figures['case']}, {figures['parties']} parties, triples {figures['triples']}, {figures['operators']}"
+    if figures.get("plane") == "gloo":
+        head += ", over gloo without TLS"
     machine = figures["machine"]
     console.print(
         f"{head}; {machine['processor']}, {machine['cores']} cores, load {figures['load_average']:.1f}", markup=False

@@ -11,7 +11,7 @@ import pytest
 from cli.bench_mpc import Asked, measure
 from cli.mpc_peers import ENVIRONMENTS, PEERS, Peer, run
 from cli.mpc_processes import run_parties
-from cli.mpc_run import CaseName, Sizes, run_case, write_inputs
+from cli.mpc_run import CaseName, Plane, Sizes, run_case, write_inputs
 from cli.mpc_workload import Logistic
 from veil.errors import PeerLost
 
@@ -84,9 +84,9 @@ def test_a_peer_computes_the_same(peer: Peer, tmp_path: Path) -> None:
     assert np.abs(np.asarray(found["weights"]) - work.plaintext(tmp_path, found["steps"])).max() < 1e-2
 
 
-@pytest.mark.parametrize(("case", "parties"), [("step", 2), ("epoch", 3)])
-def test_the_engine_is_asked_for_by_name(case: CaseName, parties: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "parties", "plane"), [("step", 2, "grpc"), ("epoch", 3, "gloo")])
+def test_the_engine_is_asked_for_by_name(case: CaseName, parties: int, plane: Plane, tmp_path: Path) -> None:
     write_inputs(case, parties, SMALL, tmp_path)
-    result = run_case(case, parties, "dealer", SMALL, tmp_path)
+    result = run_case(case, parties, "dealer", SMALL, tmp_path, plane=plane)
     assert result.max_abs_error < 1e-3
     assert result.bytes_per_party > 0

@@ -3,7 +3,8 @@
 Guarantee: on every stream, also one that resumes, both ends have shown their certificates (mutual TLS) and stated job,
 digest and protocol version; a resumed stream reaches the same run of the same party or ends as `ProtocolMismatch`. A
 party that cannot be reached for `reconnect_s` seconds is given up and named. Dials keep the distance of
-`veil.mpc.pauses`, also to a party whose streams come up and break at once.
+`veil.mpc.pauses`, also to a party whose streams come up and break at once. A pair whose streams beside gRPC break soon
+goes on over gRPC alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from veil.wire.status import from_rpc
 from veil.wire.v1 import mesh_pb2
 
 EXCHANGE = "/veil.wire.v1.MeshService/Exchange"
+# So many streams beside gRPC in a row that break within so long are enough: something on the way lets little pass.
+_MOST_DIRECT_BREAKS = 4
+_DIRECT_STEADY_S = 60.0
+# Nobody reads the stream over gRPC meanwhile.
+_DIRECT_CONNECT_S = 3.0
 _log = logging.getLogger("veil.mpc")
 
 
@@ -71,11 +77,16 @@ class Dialler:
         self._credentials = credentials
         self._open: _OverGrpc | _Direct | None = None
         self._peer_direct_port = 0
+        self._direct_breaks = 0
         self._pauses = Pauses()
         self._up_since_s = 0.0
 
     def run(self, until: float) -> None:
         """Connects until the time `until` of the monotonic clock, then keeps the stream up until the pair ends."""
+        self._keep_up(until)
+        self._close_late()
+
+    def _keep_up(self, until: float) -> None:
         pair, mesh = self._pair, self._mesh
         error = self._dial(until, first=True)
         if error is not None:
@@ -91,6 +102,9 @@ class Dialler:
             )
             broken_at_s = pair.broken.at_s
             self._pauses.lasted(broken_at_s - self._up_since_s)
+            if isinstance(self._open, _Direct):
+                soon = broken_at_s - self._up_since_s < _DIRECT_STEADY_S
+                self._direct_breaks = self._direct_breaks + 1 if soon else 0
             error = self._dial(broken_at_s + mesh.reconnect_s, first=False)
             if error is not None:
                 pair.end(error)
@@ -169,7 +183,13 @@ class Dialler:
             waiting.cancel()
             up.set()
 
+    def _close_late(self) -> None:
+        """Ends a stream that came up after `close` had ended the one before it."""
+        if self._mesh.finished and self._open is not None:
+            self._open.close()
+
     def _read(self) -> Outcome:
+        self._close_late()
         outcome = self._pair.read(self._responses, self._stream)
         if outcome is Outcome.BROKEN and self._open is not None:
             self._open.close()
@@ -178,14 +198,20 @@ class Dialler:
     def _go_direct(self) -> None:
         """Goes on beside gRPC, as a stream that resumes; nobody reads the present one while this runs."""
         pair, mesh = self._pair, self._mesh
-        if not mesh.direct_port or not 0 < self._peer_direct_port < 2**16:
+        if not mesh.direct_port or not 0 < self._peer_direct_port < 2**16 or mesh.finished:
+            return
+        if self._direct_breaks >= _MOST_DIRECT_BREAKS:
+            _log.warning("streams with %s beside gRPC keep breaking, going on over gRPC", pair.peer)
             return
         host, _ = split_address(self._address)
         address = f"[{host}]:{self._peer_direct_port}" if ":" in host else f"{host}:{self._peer_direct_port}"
         expect = Identity(self._credentials.identity.consortium, Role.PARTY, pair.peer)
         try:
-            connection = dial(address, self._credentials, expect, most_bytes=mesh_frames.MOST_BYTES)
+            connection = dial(
+                address, self._credentials, expect, most_bytes=mesh_frames.MOST_BYTES, timeout_s=_DIRECT_CONNECT_S
+            )
         except VeilError as error:
+            self._direct_breaks += 1
             _log.warning("%s is not reached at its direct port, going on over gRPC: %s", pair.peer, error)
             return
         messages = connection.frames()
@@ -203,6 +229,7 @@ class Dialler:
             stream = Stream(connection.close, connection.send_at_once)
             pair.attach(stream, first.received)
         except (VeilError, OSError) as error:
+            self._direct_breaks += 1
             _log.warning("%s does not go on at its direct port: %s", pair.peer, error)
             connection.close()
             return

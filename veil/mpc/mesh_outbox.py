@@ -149,7 +149,7 @@ class FrameOutbox:
                 self._unsent.appendleft(frame)
                 self._unsent_bytes += len(frame)
             self._sent_bytes = 0
-            self._said_goodbye = False
+            self._said_goodbye = self._left = False
             before, self._stream = self._stream, stream
             if before is not None:
                 before.notify()

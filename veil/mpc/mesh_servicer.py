@@ -23,7 +23,8 @@ from veil.mpc import mesh_frames
 from veil.mpc.mesh_outbox import Stream
 from veil.mpc.mesh_pair import HELLO_TIMEOUT_S, Outcome, Pair
 from veil.wire.channel import Service, caller
-from veil.wire.direct import DirectListener, DirectStream
+from veil.wire.direct import DirectStream
+from veil.wire.direct_listener import DirectListener
 from veil.wire.v1 import mesh_pb2
 
 SERVICE_NAME = "veil.wire.v1.MeshService"
@@ -164,8 +165,10 @@ class MeshServicer:
         waiting = threading.Timer(HELLO_TIMEOUT_S, carrier.cancel)
         waiting.daemon = True
         waiting.start()
-        first = next(messages, None)
-        waiting.cancel()
+        try:
+            first = next(messages, None)
+        finally:
+            waiting.cancel()  # its thread too, when what came is no message
         hello = mesh_frames.decode(first) if first is not None else None
         if not isinstance(hello, mesh_pb2.MeshHello):
             raise ProtocolMismatch(f"got no hello from {peer.name}, expected one", culprits=(peer.name,))
@@ -177,6 +180,8 @@ class MeshServicer:
 
         def read() -> None:
             if pair.read(messages, stream) is Outcome.BROKEN:
+                if carrier.write is not None:  # a call of gRPC may still take answers, and ends by itself
+                    carrier.cancel()  # whoever still sends would wait for a peer that is gone
                 mesh.await_return(pair)
 
         reader = threading.Thread(target=read, name=f"mesh-read-{peer.name}", daemon=True)

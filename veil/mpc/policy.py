@@ -17,24 +17,38 @@ from veil.errors import PolicyError, RevealError
 from veil.jobs.spec import Release
 
 _log = logging.getLogger("veil.mpc")
+_UNKNOWN = "not known here"
 
 
 @dataclass(frozen=True)
 class Opening:
-    """One value that became known to every party. `digest` is the SHA-256 of its little-endian bytes."""
+    """One value that became known to every party, or to `recipient` alone.
+
+    `digest` is the SHA-256 of its little-endian bytes, or "not known here" where another party alone learnt it.
+    """
 
     name: str
     shape: tuple[int, ...]
     mechanism: str
     digest: str
+    recipient: str | None = None
 
 
 class RevealPolicy:
-    """The openings that one job lists: noised releases, and other tensors by name and shape."""
+    """The openings that one job lists: noised releases, and other tensors by name and shape.
 
-    def __init__(self, releases: Iterable[Release], openings: Mapping[str, tuple[int, ...]]) -> None:
+    recipients: of those that open to one party alone, that party's name.
+    """
+
+    def __init__(
+        self,
+        releases: Iterable[Release],
+        openings: Mapping[str, tuple[int, ...]],
+        recipients: Mapping[str, str] | None = None,
+    ) -> None:
         self._releases = {release.name: release for release in releases}
         self._openings = {name: tuple(shape) for name, shape in openings.items()}
+        self._recipients = dict(recipients or {})
         self._used: set[str] = set()
         self._log: list[Opening] = []
 
@@ -52,12 +66,19 @@ class RevealPolicy:
             )
         self._once(release.name)
 
-    def admit_opening(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises `RevealError` unless the job lists this opening with this shape and it has not been made."""
+    def admit_opening(self, name: str, shape: tuple[int, ...], recipient: str | None = None) -> None:
+        """Raises `RevealError` unless the job lists this opening with this shape and it has not been made.
+
+        recipient: the one party that it opens to; None: all. Another one than listed is refused.
+        """
         if name not in self._openings:
             raise RevealError(f"got opening {name!r}, expected one that the job lists")
         if self._openings[name] != shape:
             raise RevealError(f"got shape {shape} for opening {name!r}, expected {self._openings[name]}")
+        if self._recipients.get(name) != recipient:
+            raise RevealError(
+                f"got opening {name!r} to {recipient or 'all'}, expected it to {self._recipients.get(name) or 'all'}"
+            )
         self._once(name)
 
     def _once(self, name: str) -> None:
@@ -67,11 +88,24 @@ class RevealPolicy:
 
     def record(self, name: str, mechanism: str, opened: Tensor) -> Opening:
         """Notes and logs what was opened, by digest."""
-        digest = f"sha256:{hashlib.sha256(opened.detach().contiguous().numpy().tobytes()).hexdigest()}"
-        opening = Opening(name=name, shape=tuple(opened.shape), mechanism=mechanism, digest=digest)
+        opening = Opening(name=name, shape=tuple(opened.shape), mechanism=mechanism, digest=_digest(opened))
         self._log.append(opening)
-        _log.info("opened %s %s by %s: %s", opening.name, list(opening.shape), mechanism, digest)
+        _log.info("opened %s %s by %s: %s", opening.name, list(opening.shape), mechanism, opening.digest)
         return opening
+
+    def record_directed(
+        self, name: str, shape: tuple[int, ...], mechanism: str, recipient: str, opened: Tensor | None
+    ) -> Opening:
+        """Notes and logs what was opened to one party alone. opened: None at the others."""
+        digest = _UNKNOWN if opened is None else _digest(opened)
+        opening = Opening(name=name, shape=shape, mechanism=mechanism, digest=digest, recipient=recipient)
+        self._log.append(opening)
+        _log.info("opened %s %s to %s alone by %s: %s", name, list(shape), recipient, mechanism, digest)
+        return opening
+
+
+def _digest(opened: Tensor) -> str:
+    return f"sha256:{hashlib.sha256(opened.detach().contiguous().numpy().tobytes()).hexdigest()}"
 
 
 class Refused:

@@ -106,11 +106,19 @@ class RelayTransport:
 
     def request(self, kind: str, body: dict[str, Any], timeout_s: float = 60.0) -> dict[str, Any]:
         """Asks the daemon; its answer, or the `VeilError` that its handler raised."""
+        return self.ask(kind, body)(timeout_s)
+
+    def ask(self, kind: str, body: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
+        """As `request`, without waiting: what it returns waits, for so many seconds at most; to be called once."""
         number, answer = self._expect()
         document = json.dumps({"id": number, "kind": kind, "body": body}, allow_nan=False).encode()
         self._frames.write(REQUEST, 0, document)
-        result: dict[str, Any] = self._answer(answer, timeout_s)
-        return result
+
+        def answered(timeout_s: float) -> dict[str, Any]:
+            result: dict[str, Any] = self._answer(answer, timeout_s)
+            return result
+
+        return answered
 
     def correct(self, request: dealer_pb2.CorrectRequest, timeout_s: float = 330.0) -> bytes:
         """A correction of the dealer, through the daemon; what `DealerProvider` takes as `correct`."""

@@ -2,25 +2,28 @@
 
 Guarantee: TLS 1.3 with a certificate of the consortium's authority from both ends, each verified in full
 (`veil.identity.certificates.verify`); a client reaches exactly the identity that it expects; no frame is longer than
-what the caller allows; strangers hold at most `_MOST_HANDSHAKES` threads for at most `HANDSHAKE_S` each. A peer that is
-gone without a word is noticed by TCP within half a minute, as with gRPC (`veil.wire.limits`).
+what the caller allows. A peer that is gone without a word is noticed within a minute by whoever reads, as with gRPC
+(`veil.wire.limits`); a peer that answers but does not read is waited for.
 
 One thread may send and another read at the same time: OpenSSL's state is touched under a lock, in memory, and the
-socket outside of it, so that a peer that does not read blocks nobody but who sends to it.
+socket outside of it, so that a peer that does not read blocks nobody but who sends to it; above all not the thread that
+reads: two ends whose readers waited for their writers would wait for each other.
+
+Sources: RFC 8446; tcp(7); `struct tcp_info` in linux/tcp.h.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from veil.errors import ConfigError, IdentityError, PeerLost, VeilError, WireError
+from veil.errors import IdentityError, PeerLost, WireError
 from veil.identity import certificates
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity
@@ -28,14 +31,18 @@ from veil.wire.limits import split_address
 from veil.wire.tls import direct_context
 
 HANDSHAKE_S = 10.0
-_MOST_HANDSHAKES = 32
 _PROTOCOL = "veil-mesh/2"
 _LENGTH_BYTES = 4
 _RECEIVE_BYTES = 256 * 1024
 # Encrypted at a time: the other direction waits no longer than this takes.
 _SEND_BYTES = 256 * 1024
+# What TLS itself has to answer (RFC 8446, section 4.6.3: key updates) goes out with the next frame.
+_MOST_ANSWERS_BYTES = 16 * 1024
 _PROBE_AFTER_S, _PROBE_EVERY_S, _PROBES = 20, 5, 2
-_log = logging.getLogger("veil.wire.direct")
+# The kernel does not probe while data is under way. TCP_USER_TIMEOUT would see to that, and would also end connections
+# to peers that are well and do not read for so long; hence `_gone`.
+_WATCH_EVERY_S = 5
+_SILENT_S = 30
 
 
 class DirectStream:
@@ -53,7 +60,7 @@ class DirectStream:
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
         self._state = threading.Lock()
-        self._sending = threading.Lock()
+        self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._received = memoryview(bytearray(_RECEIVE_BYTES))
         self._closed = False
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -62,25 +69,26 @@ class DirectStream:
             ("TCP_KEEPIDLE", _PROBE_AFTER_S),
             ("TCP_KEEPINTVL", _PROBE_EVERY_S),
             ("TCP_KEEPCNT", _PROBES),
-            ("TCP_USER_TIMEOUT", 1000 * (_PROBE_AFTER_S + _PROBES * _PROBE_EVERY_S)),
         ):
             if hasattr(socket, name):  # as far as the system has them
                 plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._shake_hands(time.monotonic() + HANDSHAKE_S)
         plain.settimeout(None)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _WATCH_EVERY_S, 0))
 
     def __repr__(self) -> str:
         return f"DirectStream(closed={self._closed})"
 
     def _shake_hands(self, until: float) -> None:
-        while True:
-            # Not for each read: who sends byte after byte has no longer than others.
-            self._plain.settimeout(max(0.001, until - time.monotonic()))
+        # Not for each read: who sends byte after byte has no longer than others.
+        while (left_s := until - time.monotonic()) > 0:
+            self._plain.settimeout(left_s)
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 self._flush()
-                self._fill()
+                if not self._fill():
+                    raise ConnectionResetError from None
             except ssl.SSLError:
                 with contextlib.suppress(OSError):
                     self._flush()  # the alert that says why
@@ -88,6 +96,7 @@ class DirectStream:
             else:
                 self._flush()
                 return
+        raise TimeoutError("handshake")
 
     def peer(self, authority_pem: bytes) -> Identity:
         """Whose certificate the other end has shown. Raises `IdentityError` when it proves nobody, or no longer."""
@@ -110,23 +119,43 @@ class DirectStream:
             self._plain.sendall(data)
 
     def send_at_once(self, frame: bytes) -> bool:
-        """Sends a frame that is far smaller than the system's buffer, if no other is being sent and none waits there.
+        """Sends a small frame if no other is being sent and the system has room; never waits for the network.
 
         False: it was not sent. True also when the connection has ended.
         """
         if not self._sending.acquire(blocking=False):
             return False
+        rest: memoryview | None = None
         try:
             room = select.poll()  # not select(): it knows no descriptor above 1023
             room.register(self._plain, select.POLLOUT)
             if not room.poll(0):
                 return False
-            self._send(memoryview(len(frame).to_bytes(_LENGTH_BYTES, "big") + frame))
-        except (OSError, ValueError):  # ended, and closed
-            pass
+            with self._state:
+                self._tls.write(len(frame).to_bytes(_LENGTH_BYTES, "big") + frame)
+                data = self._outgoing.read()
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                sent = self._plain.send(data, socket.MSG_DONTWAIT)
+            if sent < len(data):
+                rest = memoryview(data)[sent:]
+                threading.Thread(target=self._finish_sending, args=(rest,), name="direct-rest", daemon=True).start()
+        except (OSError, ValueError, RuntimeError):  # ended; closed; no more threads. Part of it may be lost: no more.
+            rest = None
+            self._end()
+        finally:
+            if rest is None:
+                self._sending.release()
+        return True
+
+    def _finish_sending(self, rest: memoryview) -> None:
+        """Releases `_sending`, which `send_at_once` has taken: nothing goes before the rest of its frame."""
+        try:
+            self._plain.sendall(rest)
+        except OSError:
+            self._end()
         finally:
             self._sending.release()
-        return True
 
     def frames(self) -> Iterator[bytes]:
         """What the other end sends; ends with the connection, whole frames only. Raises `WireError` on a length."""
@@ -152,40 +181,69 @@ class DirectStream:
                     return None
             except ssl.SSLWantReadError:
                 try:
-                    self._flush()  # what TLS itself has to answer
-                    self._fill()
+                    if not self._fill():
+                        return None
                 except OSError:
+                    self._end()  # wakes who sends to a peer that is gone
                     return None
             except ssl.SSLError:
+                self._end()
                 return None
         return bytes(data)
 
-    def _fill(self) -> None:
-        count = self._plain.recv_into(self._received)
-        if not count:
-            raise ConnectionResetError
+    def _fill(self) -> bool:
+        """False when the other end sends nothing more."""
+        with self._receiving:
+            while True:
+                try:
+                    count = self._plain.recv_into(self._received)
+                    break
+                except BlockingIOError:  # nothing came for _WATCH_EVERY_S
+                    if _gone(self._plain):
+                        raise TimeoutError("no answer") from None
         with self._state:
             self._incoming.write(self._received[:count])
+            if self._outgoing.pending > _MOST_ANSWERS_BYTES:
+                raise ConnectionAbortedError("too much to answer")
+        return count > 0
 
     def _flush(self) -> None:
-        if not self._outgoing.pending:
-            return
-        with self._sending:
-            with self._state:
-                data = self._outgoing.read()
-            self._plain.sendall(data)
+        """Of the handshake; later, the reader must not wait for whoever sends."""
+        if self._outgoing.pending:
+            self._plain.sendall(self._outgoing.read())
 
     def finish(self) -> None:
         """No frame follows from here; what was sent still arrives. The other direction stays open."""
-        with contextlib.suppress(OSError):
+        with self._sending, contextlib.suppress(OSError):
             self._plain.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Ends both directions, also for a thread that waits in one of them."""
         self._closed = True
+        self._end()
+        # Its number may soon be another connection's: nobody may be about to use it.
+        with self._sending, self._receiving:
+            self._plain.close()
+
+    def _end(self) -> None:
         with contextlib.suppress(OSError):
             self._plain.shutdown(socket.SHUT_RDWR)
-        self._plain.close()
+
+
+def _gone(plain: socket.socket) -> bool:
+    """Whether the other end owes an answer of its TCP and has given none for `_SILENT_S`."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    return _unanswered(plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60))
+
+
+def _unanswered(info: bytes) -> bool:
+    """info: the first 60 bytes of `struct tcp_info`. Probes of a closed window count: a peer that is well answers."""
+    if len(info) < 60:
+        return False
+    (unacknowledged,), (silent_ms,) = struct.unpack_from("=I", info, 24), struct.unpack_from("=I", info, 56)
+    probes = info[3]
+    return (unacknowledged > 0 or probes > 1) and silent_ms > 1000 * _SILENT_S
 
 
 def dial(
@@ -195,94 +253,20 @@ def dial(
     host, port = split_address(address)
     try:
         plain = socket.create_connection((host, port), timeout_s)
-    except OSError as error:
-        raise PeerLost(f"got no direct connection to {expect.name}: {error.strerror or error}") from None
-    try:
-        stream = DirectStream(plain, direct_context(credentials, server=False), expect.dns, most_bytes)
+    except (OSError, UnicodeError) as error:  # of a host that cannot be a name
+        raise PeerLost(
+            f"got no direct connection to {expect.name}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    with contextlib.ExitStack() as failing:
+        failing.callback(plain.close)
+        try:
+            stream = DirectStream(plain, direct_context(credentials, server=False), expect.dns, most_bytes)
+        except ssl.SSLCertVerificationError:
+            raise IdentityError(f"got a certificate at {address} that is not one of {expect}, expected it") from None
+        except OSError as error:
+            raise PeerLost(f"got no direct connection to {expect.name}: {error.strerror or error}") from None
         found = stream.peer(credentials.authority_pem)
         if found != expect:
             raise IdentityError(f"got {found} at {address}, expected {expect}")
-    except ssl.SSLCertVerificationError:
-        plain.close()
-        raise IdentityError(f"got a certificate at {address} that is not one of {expect}, expected it") from None
-    except OSError as error:
-        plain.close()
-        raise PeerLost(f"got no direct connection to {expect.name}: {error.strerror or error}") from None
-    except IdentityError:
-        plain.close()
-        raise
+        failing.pop_all()
     return stream
-
-
-Serve = Callable[[Identity, DirectStream], None]
-
-
-class DirectListener:
-    """Listens at `address` (port 0: the system chooses) and hands over every caller that proves who it is."""
-
-    def __init__(self, address: str, credentials: Credentials, serve: Serve, *, most_bytes: int) -> None:
-        """serve: called in a thread of its own with the caller's identity; the connection is closed when it returns.
-
-        Raises `ConfigError` when the address cannot be listened at.
-        """
-        host, port = split_address(address)
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._socket = socket.create_server((host, port), family=family)
-        except OSError as error:
-            raise ConfigError(
-                f"got no listening socket at {address}: {error.strerror}", hint="expected a free address"
-            ) from None
-        self.port: int = self._socket.getsockname()[1]
-        self._credentials, self._serve, self._most_bytes = credentials, serve, most_bytes
-        self._context = direct_context(credentials, server=True)
-        self._handshakes = threading.BoundedSemaphore(_MOST_HANDSHAKES)
-        self._closed = False
-        threading.Thread(target=self._accept, name="direct-accept", daemon=True).start()
-        _log.info("%s listens at %s for direct connections", credentials.identity, address)
-
-    def __repr__(self) -> str:
-        return f"DirectListener(port={self.port})"
-
-    def close(self) -> None:
-        """Takes no more callers; those that are here stay."""
-        self._closed = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
-        self._socket.close()
-
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                plain, _ = self._socket.accept()
-            except OSError:
-                if not self._closed:
-                    _log.warning("a direct connection could not be accepted")
-                    threading.Event().wait(0.1)  # no descriptors left, mostly: not a busy loop
-                continue
-            if not self._handshakes.acquire(blocking=False):
-                plain.close()  # whoever is in earnest stays on gRPC
-                continue
-            threading.Thread(target=self._admit, args=(plain,), name="direct-serve", daemon=True).start()
-
-    def _admit(self, plain: socket.socket) -> None:
-        try:
-            try:
-                stream = DirectStream(plain, self._context, None, self._most_bytes)
-                peer = stream.peer(self._credentials.authority_pem)
-            finally:
-                self._handshakes.release()
-        except OSError as error:
-            _log.info("a direct connection ended in its handshake: %s", type(error).__name__)
-            plain.close()
-            return
-        except IdentityError as error:
-            _log.warning("refused a direct connection: %s", error)
-            plain.close()
-            return
-        try:
-            self._serve(peer, stream)
-        except VeilError as error:
-            _log.warning("ended the direct connection of %s: %s", peer, error)
-        finally:
-            stream.close()

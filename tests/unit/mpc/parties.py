@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def job_text(size: int, releases: list[dict[str, Any]] | None = None, *, nonce: 
     text = JobSpec.model_validate(document).text()
     assert parse(text).parties == NAMES[:size]
     return text
+
+
+def processes() -> ForkServerContext:
+    """Where parties' processes come from: copies of one that has imported CrypTen and done nothing else yet, since each
+    import takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.unit.mpc.operations", "veil.mpc.session", "veil.mpc.grpc_mesh"])
+    return context
 
 
 def own_sum(rank: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -330,7 +339,7 @@ class Pool:
     def __init__(self, directory: Path, sizes: tuple[int, ...] = SIZES) -> None:
         from veil.mpc.loopback import socket_pairs
 
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         ends = {size: socket_pairs(size) for size in sizes}
         self._pipes: list[Connection] = []
         self._processes = []

@@ -133,6 +133,22 @@ def test_another_digest_is_refused_by_name(sites: dict[str, Site]) -> None:
     assert {error.culprits for error in outcomes if isinstance(error, PeerLost)} == {("beta",)}
 
 
+def test_another_data_plane_is_refused_by_name(sites: dict[str, Site]) -> None:
+    roster = {name: sites[name].address for name in NAMES[:2]}
+    meshes = [sites["alpha"].mesh(roster, plane="gloo"), sites["beta"].mesh(roster)]
+    outcomes: list[VeilError] = []
+
+    def connect(mesh: GrpcMesh) -> None:
+        with pytest.raises(VeilError) as caught:
+            mesh.connect(2)
+        outcomes.append(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(connect, meshes))
+    refusals = [str(error) for error in outcomes if isinstance(error, ProtocolMismatch)]
+    assert len(refusals) == 1 and "data plane 'grpc'" in refusals[0] and "'gloo'" in refusals[0]
+
+
 def raw(
     site: Site, credentials: Credentials, requests: Callable[[], Iterator[mesh_pb2.ExchangeRequest]]
 ) -> list[mesh_pb2.ExchangeResponse]:

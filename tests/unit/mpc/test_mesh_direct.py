@@ -19,9 +19,13 @@ from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
 from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
+from veil.mpc.mesh_dialler import _Direct
 from veil.mpc.mesh_frames import MOST_BYTES
+from veil.mpc.mesh_outbox import Stream
+from veil.mpc.mesh_pair import Pair
 from veil.wire.channel import RunningServer, serve
-from veil.wire.direct import DirectListener, DirectStream, dial
+from veil.wire.direct import DirectStream, dial
+from veil.wire.direct_listener import DirectListener
 from veil.wire.tls import direct_context, probe_context
 
 NAMES = ("alpha", "beta", "gamma")
@@ -144,6 +148,48 @@ def test_messages_arrive_once_and_in_order_across_cuts(sites: list[Site], monkey
         cutter.join()
     assert meshes[1]._pairs[0].streams > 3  # back on gRPC, and from there to the port again
     close_all(meshes)
+
+
+def test_a_port_whose_streams_keep_breaking_is_left_alone(
+    sites: list[Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("veil.mpc.pauses.MOST_S", 0.02)
+    meshes, until = connected(sites[:2]), time.monotonic() + 20
+    pair = meshes[1]._pairs[0]
+    while "beside gRPC keep breaking, going on over gRPC" not in caplog.text and time.monotonic() < until:
+        if pair.streams % 2 == 0:
+            sites[0].proxy.cut()
+        time.sleep(0.01)
+    exchange(meshes, 10)
+    assert pair.streams == 9 and sites[0].proxy.connections == 4
+    close_all(meshes)
+
+
+def test_a_stream_that_comes_up_while_the_mesh_closes_is_closed(
+    sites: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, closers = Pair.attach, list[threading.Thread]()
+
+    def late(pair: Pair, stream: Stream, received: int) -> None:
+        if pair.streams == 1 and pair.peer == "alpha":
+            until = time.monotonic() + 20
+            while pair not in meshes[1]._pairs.values() and time.monotonic() < until:
+                time.sleep(0.01)
+            closers.append(threading.Thread(target=meshes[1].close))
+            closers[0].start()
+            closers[0].join(20)
+        attach(pair, stream, received)
+
+    roster = {site.name: f"127.0.0.1:{site.server.port}" for site in sites[:2]}
+    meshes = [GrpcMesh("job", DIGEST, site.name, roster, site.credentials, site.servicer) for site in sites[:2]]
+    monkeypatch.setattr(Pair, "attach", late)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda mesh: mesh.connect(20), meshes))
+    dialler, until = meshes[1]._diallers[0], time.monotonic() + 20
+    while not (isinstance(dialler._open, _Direct) and dialler._open._connection._closed):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    meshes[0].close()
 
 
 def test_the_last_message_of_a_party_that_leaves_arrives(sites: list[Site]) -> None:

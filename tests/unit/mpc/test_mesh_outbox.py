@@ -111,3 +111,19 @@ def test_an_error_drops_what_is_kept() -> None:
     assert list(items) == []
     with pytest.raises(PeerLost, match="gone"):
         outbox.put(b"y")
+
+
+def test_a_goodbye_that_a_new_stream_has_to_repeat_has_not_left() -> None:
+    outbox = FrameOutbox("alpha")
+    _, first = attached(outbox)
+    outbox.close()
+    outbox.leave_alone()
+    assert list(first) == [mesh_frames.goodbye(0)]
+    _, second = attached(outbox)  # the first one broke
+    waiting = threading.Thread(target=lambda: outbox.settled(20, 20))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert list(second) == [mesh_frames.goodbye(0)]
+    waiting.join(0.5)
+    assert not waiting.is_alive()

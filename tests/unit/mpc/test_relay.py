@@ -84,6 +84,16 @@ def test_control_requests_and_their_errors(site: Site) -> None:
     assert site.worker.request("echo", {}) == {"kind": "echo"}  # still alive
 
 
+def test_a_request_is_asked_first_and_waited_for_later(site: Site) -> None:
+    early, refused = site.worker.ask("echo", {"n": 1}), site.worker.ask("budget", {})
+    site.others[0].send(0, b"in between")
+    assert site.worker.recv(1, 5) == b"in between"
+    assert site.worker.request("echo", {"n": 2})["n"] == 2
+    with pytest.raises(BudgetError):
+        refused(5.0)
+    assert early(5.0)["n"] == 1
+
+
 def test_corrections_are_binary_and_carry_errors(site: Site) -> None:
     assert site.worker.correct(dealer_pb2.CorrectRequest(index=7)) == bytes([7]) * 300_000
     with pytest.raises(StateError, match="index 99"):

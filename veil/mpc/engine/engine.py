@@ -32,9 +32,8 @@ from torch import Tensor
 from veil.errors import InputError, StateError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Correlations
-from veil.mpc.engine.expand import logical_shift
 from veil.mpc.engine.items import SHARED, EngineItem
-from veil.mpc.engine.kernels import matmul, wave_sums
+from veil.mpc.engine.kernels import matmul
 from veil.mpc.engine.outline import outline
 from veil.mpc.engine.requests import (
     PRECISION_BITS,
@@ -43,13 +42,12 @@ from veil.mpc.engine.requests import (
     Result,
     Truncated,
     Waved,
-    period_bits_of,
     waves_item,
 )
+from veil.mpc.engine.unmasking import TOP, cut, waved
 from veil.mpc.engine.values import MOST_BITS, Mask, Opened, Value, check_limit, sum_of_bits
-from veil.mpc.engine.waves import COEFFICIENT_BITS, TABLE_BITS, Series, coefficients, cut_bits, sine_table
+from veil.mpc.engine.waves import Series, sine_table
 
-_TOP = 1 << 62
 _LOGARITHM_ERROR = 2.0**-40
 _CPU = torch.device("cpu")
 KindT = TypeVar("KindT")
@@ -81,7 +79,7 @@ class Engine:
         """`owner`'s integers as a value; the others pass None. Its share is the number itself, the others' are 0:
         nothing is sent, and nothing opens but under a mask. limit_bits bounds the integers, and is checked here."""
         if self.device.type == "meta":
-            return Value(outline(shape), bits, limit_bits)
+            return Value(outline(shape), bits, limit_bits, owner)
         if (owner == self.rank) != (tensor is not None):
             raise InputError("got a tensor at the wrong party, expected it at its owner only")
         share = torch.zeros(tuple(shape), dtype=torch.int64) if tensor is None else tensor
@@ -92,7 +90,7 @@ class Engine:
             # In logarithms: 2.0 ** log2(5) is less than 5, and a bound that is just kept would be refused.
             if most and math.log2(most) > limit_bits + _LOGARITHM_ERROR:
                 raise InputError(f"got numbers above the declared bound of 2^{limit_bits:g}, expected smaller ones")
-        return Value(share, bits, limit_bits)
+        return Value(share, bits, limit_bits, owner)
 
     def public(self, tensor: Tensor, *, bits: int, limit_bits: float) -> Value:
         """A public tensor of integers as a value."""
@@ -116,8 +114,14 @@ class Engine:
     def fix(self, value: Value, owner: int = SHARED) -> Opened:
         """Opens a value that will be a factor many times, say the data of a whole job.
 
-        With an owner, who alone knows the value, only the owner sends.
+        With an owner, who alone knows the value, only the owner sends. Raises `StateError`, in a dry run too, unless
+        the value is as the owner's `own` made it: with summands of others in it, what opened would lack them.
         """
+        if owner not in (SHARED, value.owner):
+            raise StateError(
+                f"got a value that is not of rank {owner} alone, expected what `own` made of its numbers",
+                hint="fix a value of several parties without an owner",
+            )
         mask = self.mask(value.shape, owner)
         if owner == SHARED:
             return self._opened(value, mask, self._sum(self._hidden(value, mask)))
@@ -155,8 +159,8 @@ class Engine:
 
     def open_waved(self, value: Value, series: Series, precision_bits: int, *others: Request) -> list[Result]:
         """One function of a value first, then what else is asked for in the same round."""
-        waved, *rest = self.open(Waved(value, (series,), precision_bits), *others)
-        return [_as(list, waved)[0], *rest]
+        first, *rest = self.open(Waved(value, (series,), precision_bits), *others)
+        return [_as(list, first)[0], *rest]
 
     def _prepare(self, request: Request) -> tuple[Tensor, Mask | tuple[Mask, Tensor]]:
         value = request.value
@@ -170,7 +174,7 @@ class Engine:
         if isinstance(request, Truncated):
             check_limit(value, 62.0, "a truncation")
             item = EngineItem("truncation", value.shape, shift=request.shift)
-            hidden = value.share + (_TOP if self.rank == 0 else 0)
+            hidden = value.share + (TOP if self.rank == 0 else 0)
         else:
             item = waves_item(request)
             hidden = value.share
@@ -188,41 +192,8 @@ class Engine:
         if isinstance(made, Mask):
             raise StateError("got a mask alone, expected its dependent part")
         if isinstance(request, Truncated):
-            return self._cut(request, made[1], opened)
-        return self._wave(request, made[1], opened)
-
-    def _cut(self, request: Truncated, dependent: Tensor, opened: Tensor) -> Value:
-        shift, value = request.shift, request.value
-        unwrapped = 1 - logical_shift(opened, 63)
-        share = unwrapped * dependent[1] * (1 << (64 - shift)) - dependent[0]
-        if self.rank == 0:
-            share = share + logical_shift(opened, shift) - (1 << (62 - shift))
-        return Value(share, value.bits - shift, sum_of_bits(value.limit_bits - shift, 0.0))
-
-    def _wave(self, request: Waved, dependent: Tensor, opened: Tensor) -> list[Value]:
-        series, value = request.series, request.value
-        bits = 2 * request.precision_bits
-        if opened.is_meta:
-            shares = outline((len(series), *value.shape))
-        else:
-            shares = torch.zeros((len(series), value.share.numel()), dtype=torch.int64)
-            if self.rank == 0:
-                for row, one in zip(shares, series, strict=True):
-                    row += one.constant * 2**bits >> COEFFICIENT_BITS
-            period_bits = period_bits_of(request)
-            phases = logical_shift(opened << (64 - period_bits), 64 - TABLE_BITS)
-            sines, cosines = coefficients(series)
-            wave_sums(
-                phases.reshape(-1).numpy(),
-                dependent.reshape(dependent.shape[0], -1).contiguous().numpy(),
-                sines,
-                cosines,
-                sine_table(),
-                cut_bits(request.precision_bits),
-                shares.numpy(),
-            )
-        limits = [math.log2(one.limit(request.precision_bits)) for one in series]
-        return [Value(row.reshape(value.shape), bits, limit) for row, limit in zip(shares, limits, strict=True)]
+            return cut(request, made[1], opened, first=self.rank == 0)
+        return waved(request, made[1], opened, first=self.rank == 0)
 
     def _hidden(self, value: Value, mask: Mask) -> Tensor:
         if mask.used:
@@ -303,6 +274,13 @@ class Engine:
         """Opens a value: int64. Only `Session` calls it, after the job's policy has admitted the opening."""
         check_limit(value, MOST_BITS, "an opening")
         return self._sum(value.share)
+
+    def combine_at(self, value: Value, zero: Tensor, recipient: int) -> Tensor | None:
+        """As `combine`, at the party of rank `recipient` alone; None elsewhere. zero: this party's share of zero, under
+        which what it sends is uniform. Only `Revealing.open_to` calls it; a dry run passes zeros."""
+        check_limit(value, MOST_BITS, "an opening")
+        total: Tensor | None = self._communicator.reduce((value.share + zero).contiguous(), recipient)
+        return total
 
 
 def _as(kind: type[KindT], result: object) -> KindT:

@@ -28,6 +28,8 @@ _ZEROS = bytes(2**20)
 _FEW_BLOCKS = 4096
 KEPT_BYTES: Final = 16 * 2**20
 """What the dealer of a job keeps of the masks that it has expanded."""
+# A tensor and its place, next to its elements: a job may ask for a million rows of one element.
+_PLACE_BYTES: Final = 1024
 
 
 class _Stretches:
@@ -116,10 +118,12 @@ class Totals:
         found = self._kept.pop(place, None)
         if found is None:
             found = self._sum(number, item, first_row, rows)
-            self._kept_bytes += found.nbytes
+            if found.nbytes + _PLACE_BYTES > KEPT_BYTES:
+                return found  # or it would drive out all others, and then itself
+            self._kept_bytes += found.nbytes + _PLACE_BYTES
         self._kept[place] = found
         while self._kept_bytes > KEPT_BYTES:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes + _PLACE_BYTES
         return found
 
     def _sum(self, number: int, item: EngineItem, first_row: int, rows: int | None) -> Tensor:

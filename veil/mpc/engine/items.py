@@ -16,11 +16,11 @@ Guarantee: an item is public, checked and bounded alike at both ends before anyt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from veil.errors import WireError
+from veil.errors import ConfigError, WireError
 from veil.mpc.items import MAX_ELEMENTS, MAX_WORK
 
 Kind = Literal["mask", "product", "truncation", "waves", "noise"]
@@ -28,6 +28,10 @@ Operation = Literal["matmul", "mul"]
 Shape = tuple[int, ...]
 
 MOST_HARMONICS = 32
+MOST_PRECISION_BITS = 40
+"""Fractional bits of waves."""
+MOST_PRECISION_BITS_OF_MANY = 27
+"""The same without a dealer, for three and more parties: `veil.mpc.he.rotations` says what takes the rest."""
 SHARED = -1
 
 
@@ -122,11 +126,15 @@ def check(
     if item.kind == "truncation" and not 2 <= item.shift <= 61:
         raise WireError(f"got a truncation by {item.shift} bits, expected 2 to 61")
     if item.kind == "waves":
-        bounds = (item.period_bits, 8, 62), (item.harmonics, 1, MOST_HARMONICS), (item.precision_bits, 4, 40)
+        bounds = (
+            (item.period_bits, 8, 62),
+            (item.harmonics, 1, MOST_HARMONICS),
+            (item.precision_bits, 4, MOST_PRECISION_BITS),
+        )
         if any(not low <= value <= high for value, low, high in bounds):
             raise WireError(
                 f"got {item.harmonics} waves of {item.precision_bits} bits, {item.period_bits} bits a period;"
-                f" expected 1 to {MOST_HARMONICS}, 4 to 40, 8 to 62"
+                f" expected 1 to {MOST_HARMONICS}, 4 to {MOST_PRECISION_BITS}, 8 to 62"
             )
     if item.kind == "product":
         left, right = factors(item, masks)
@@ -140,3 +148,14 @@ def check(
         if (work := multiplications(item, masks)) > max_work:
             raise WireError(f"got {work} multiplications in one item, expected at most {max_work}")
     return item
+
+
+def check_without_dealer(items: Sequence[EngineItem], parties: int) -> None:
+    """Raises `ConfigError` unless the parties can make all items of a plan themselves (`veil.mpc.he`)."""
+    most = MOST_PRECISION_BITS if parties == 2 else MOST_PRECISION_BITS_OF_MANY
+    finest = max((item.precision_bits for item in items if item.kind == "waves"), default=0)
+    if finest > most:
+        raise ConfigError(
+            f"got functions of {finest} bits for {parties} parties without a dealer, expected at most {most}",
+            hint="take fewer bits, or a dealer",
+        )

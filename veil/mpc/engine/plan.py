@@ -74,11 +74,15 @@ class _Silence:
             self.rounds += 1
         return _nothing(tensor.shape)
 
+    def reduce(self, tensor: Tensor, recipient: int) -> Tensor | None:
+        self._count(tensor, 0 if recipient == self.rank else 1)
+        return _nothing(tensor.shape) if recipient == self.rank else None
+
     def agree(self, statement: bytes) -> None:
         self._count(torch.zeros(32, dtype=torch.uint8))
 
-    def _count(self, tensor: Tensor) -> None:
-        peers = self.world_size - 1
+    def _count(self, tensor: Tensor, peers: int | None = None) -> None:
+        peers = self.world_size - 1 if peers is None else peers
         self.rounds += 1
         self.messages += peers
         size_bytes = tensor.numel() * tensor.element_size() + _HEADER_BYTES + 8 * tensor.dim()

@@ -24,12 +24,14 @@ _SLACK_BITS = 2.0**-20
 class Value:
     """A shared tensor: the sum of all parties' `share`, int64, is the number times 2^bits.
 
-    limit_bits: log2 of a bound on the absolute value of that integer.
+    limit_bits: log2 of a bound on the absolute value of that integer. owner: rank of the party whose share is the whole
+    number, the others' being 0, as `Engine.own` makes it; what is computed from it has none.
     """
 
     share: Tensor
     bits: int
     limit_bits: float
+    owner: int | None = None
 
     def __post_init__(self) -> None:
         if self.share.dtype != torch.int64:

@@ -19,15 +19,16 @@ import torch
 from veil.errors import InputError, StateError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Taken
-from veil.mpc.engine.items import EngineItem
+from veil.mpc.engine.items import EngineItem, check_without_dealer
 from veil.mpc.he import store
 from veil.mpc.he.correlations import Noise, make
 from veil.mpc.he.exchange import Exchange
 from veil.mpc.he.shared import SharedProducts
 from veil.mpc.he.store import BATCH_BYTES, Record, Store
 
-# Marked as used together: what a crash loses at most, and what one write to the disk is spread over.
-_AHEAD = 64
+# Marked as used together, and held: what a crash loses at most, and what one write to the disk is spread over. A record
+# of a large matrix may exceed the bytes alone.
+_AHEAD, _AHEAD_BYTES = 64, 64 * 2**20
 _DOMAIN = b"veil/he-batch/v1\x00"
 
 
@@ -36,8 +37,10 @@ def prepare(
 ) -> bytes:
     """Makes a plan's items with all other parties, writes the own shares to a new store, gives the batch's name.
 
-    All parties call it with the same items. Raises `ProtocolMismatch` naming who did not.
+    All parties call it with the same items. Raises `ProtocolMismatch` naming who did not, and before anything is sent
+    `ConfigError` for what takes a dealer.
     """
+    check_without_dealer(items, communicator.world_size)
     labels = [label(item) for item in items]
     communicator.agree(_DOMAIN + "\n".join(labels).encode())
     parts = communicator.all_gather_bytes(secrets.token_bytes(BATCH_BYTES), BATCH_BYTES)
@@ -90,7 +93,7 @@ class StoredCorrelations:
             raise StateError("got a request of parties that may hold other batches, expected `align` first")
         if not self._ready:
             first = self._store.position
-            coming = self._store.labels[first : first + _AHEAD]
+            coming = self._store.coming(_AHEAD, _AHEAD_BYTES)
             for number, record in enumerate(self._store.take_many(coming), first):
                 self._ready.append(_taken(number, record))
             self._masks = coming

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from veil.errors import InputError
+from veil.mpc.engine.items import MOST_PRECISION_BITS, MOST_PRECISION_BITS_OF_MANY
 from veil.mpc.he.exchange import Deal
 from veil.mpc.he.residues import Integers
 from veil.mpc.he.shared import AT_ONCE, SharedProducts, half_way
@@ -22,7 +23,6 @@ from veil.mpc.he.vectors import HIDING_BITS, VectorPlan
 
 # Bits of a factor beyond those of the result: with two parties, and with more, where numbers have less room.
 _GUARD_BITS, _SHORT_GUARD_BITS = 10, 6
-MOST_BITS, MOST_BITS_OF_MANY = 40, 27
 
 
 def rotations(
@@ -33,7 +33,7 @@ def rotations(
     masks: the own share of r, int64; w = 2 pi / 2^period_bits. Raises `InputError` for a precision above 40 bits, or
     27 with three and more parties.
     """
-    most = MOST_BITS if products.parties == 2 else MOST_BITS_OF_MANY
+    most = MOST_PRECISION_BITS if products.parties == 2 else MOST_PRECISION_BITS_OF_MANY
     if not 1 <= precision_bits <= most:
         raise InputError(f"got waves of {precision_bits} bits among {products.parties} parties, expected 1 to {most}")
     flat = masks.reshape(-1)

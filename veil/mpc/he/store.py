@@ -135,6 +135,15 @@ class Store:
         """Number of the next record."""
         return self._used
 
+    def coming(self, most: int, most_bytes: int) -> list[str]:
+        """What the next records are: at most so many and of so many bytes together, but one if there is any."""
+        first, total = self._used, 0
+        for number in range(first, min(first + most, len(self.labels))):
+            total += _data_bytes(self._shapes[number])
+            if total > most_bytes and number > first:
+                return self.labels[first:number]
+        return self.labels[first : first + most]
+
     def take(self, label: str) -> Record:
         """The next record, which must be what `label` says. Raises `StateError` otherwise or at the end."""
         return self.take_many([label])[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.unit.mpc.engine.together import together
 from veil.errors import ConfigError, InputError, StateError
 from veil.mpc.engine.engine import Engine
+from veil.mpc.engine.plan import plan
 from veil.mpc.engine.requests import Masked, Truncated, Waved
 from veil.mpc.engine.values import Opened, Value
 from veil.mpc.engine.waves import fit, sigmoid
@@ -215,6 +216,33 @@ def test_what_could_go_wrong_is_refused_before_it_does() -> None:
 
     with pytest.raises(StateError, match="rank 1 knows"):
         together(2, mask_that_one_party_knows)
+
+
+@pytest.mark.parametrize("parties", (2, 3))
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda engine: given_by(engine, ints([3]), 1),
+        lambda engine: given_by(engine, ints([3]), 0, limit_bits=9) + given_by(engine, ints([4]), 1, limit_bits=9),
+        lambda engine: engine.plus(given_by(engine, ints([3]), 1), 5),
+        lambda engine: engine.truncated(given_by(engine, ints([64]), 0, bits=4, limit_bits=9), 4),
+        lambda engine: engine.public(ints([7]), bits=0, limit_bits=3),
+    ],
+    ids=["another's", "sum", "public summand", "truncated", "public"],
+)
+def test_only_its_owner_may_open_a_value_alone(parties: int, made: Callable[[Engine], Value]) -> None:
+    """Only the owner sends: whatever other parties' shares hold would be missing, and nobody would notice."""
+    with pytest.raises(StateError, match="not of rank 0 alone"):
+        plan(lambda engine: engine.fix(made(engine), owner=0), 0, parties)
+
+    def shared(engine: Engine) -> tuple[Tensor, Tensor]:
+        with pytest.raises(StateError, match="not of rank 0 alone"):
+            engine.fix(made(engine), owner=0)
+        value = made(engine)
+        return combined(engine, value), combined(engine, engine.mul(engine.fix(value), engine.fix(value)))
+
+    for number, square in together(parties, shared):
+        assert int(square) == int(number) ** 2
 
 
 @pytest.mark.parametrize("number", [5, 80, 3000, 5 * 2**40 + 1])

@@ -66,13 +66,18 @@ def test_masks_that_are_kept_give_the_same_products(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expand, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(expand, "KEPT_BYTES", 20_000)
     totals = Totals([Expander(0, SEED)])
     for number in range(50):
-        totals.total(number, EngineItem("mask", (40,)))
-        totals.total(number, EngineItem("truncation", (40,), shift=3))
-        assert totals._kept_bytes == sum(one.nbytes for one in totals._kept.values()) <= 1000
-    assert len(totals._kept) == 3
+        totals.total(number, EngineItem("mask", (800,)))
+        totals.total(number, EngineItem("truncation", (800,), shift=3))
+        assert sum(one.nbytes for one in totals._kept.values()) <= totals._kept_bytes <= 20_000
+    assert list(totals._kept) == [(number, 0, None) for number in (48, 49)]
+    totals.total(50, EngineItem("mask", (2_500,)))  # larger than all that may be kept
+    assert list(totals._kept) == [(number, 0, None) for number in (48, 49)]
+    for row in range(800):  # a tensor of one element takes far more than 8 bytes
+        totals.total(49, EngineItem("mask", (800,)), row, 1)
+    assert len(totals._kept) < 20
 
 
 def test_waves_are_rounded_cosines_and_sines() -> None:

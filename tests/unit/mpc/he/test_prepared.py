@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.unit.mpc.he.numbers import together, total
-from veil.errors import ProtocolMismatch, StateError
+from veil.errors import ConfigError, ProtocolMismatch, StateError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.engine import Engine
-from veil.mpc.engine.items import EngineItem
+from veil.mpc.engine.items import EngineItem, check_without_dealer
 from veil.mpc.engine.plan import plan
 from veil.mpc.engine.requests import Truncated, Waved
 from veil.mpc.engine.values import Value
@@ -163,3 +163,42 @@ def test_stores_of_different_batches(tmp_path: Path) -> None:
 def test_labels_tell_items_apart() -> None:
     assert len(label(EngineItem("mask", (3,)))) == 40
     assert label(EngineItem("mask", (3,))) != label(EngineItem("mask", (3,), owner=0))
+
+
+@pytest.mark.parametrize(("parties", "precision_bits", "fits"), [(2, 40, True), (3, 27, True), (3, 28, False)])
+def test_functions_too_fine_for_many_parties_are_refused_before_anything_is_sent(
+    parties: int, precision_bits: int, fits: bool, tmp_path: Path
+) -> None:
+    def program(engine: Engine) -> None:
+        value = engine.own(torch.ones(3, dtype=torch.int64), (3,), 0, bits=8, limit_bits=20.0)
+        engine.functions(value, SIGMOID, precision_bits=precision_bits)
+
+    items = plan(program, 0, parties).items
+    if fits:
+        check_without_dealer(items, parties)
+        return
+
+    def take_part(communicator: TensorCommunicator) -> int:
+        with pytest.raises(ConfigError, match="28 bits for 3 parties without a dealer, expected at most 27"):
+            prepare(communicator, tmp_path / str(communicator.rank), items)
+        return sum(row.rounds for row in communicator.report().operations)
+
+    assert together(parties, take_part) == [0, 0, 0]
+
+
+def test_what_is_taken_ahead_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veil.mpc.he.prepared._AHEAD_BYTES", 8 * 1000)
+    sizes = [400, 400, 300, 2000, 2000, *[1] * 70]
+    items = [EngineItem("mask", (size,)) for size in sizes]
+    records = [(np.arange(size, dtype=np.int64),) for size in sizes]
+    store.create(tmp_path / "items", bytes(32), [label(item) for item in items], records)
+    spent = []
+    with Store(tmp_path / "items") as opened:
+        source = StoredCorrelations(opened)
+        source._aligned = True
+        for number, item in enumerate(items):
+            got, share, _ = source.take(item)
+            assert got == number and torch.equal(share, torch.arange(sizes[number]))
+            spent.append(opened.position)
+    # 400 and 400; 300; each large one alone; then 64 at a time
+    assert sorted(set(spent)) == [2, 3, 4, 5, 69, 75]
