@@ -15,6 +15,7 @@ from cli.bench_mpc import mpc, mpc_all
 from cli.bench_privacy import privacy, privacy_all
 from cli.bench_psi import psi
 from cli.bench_score import score, score_all
+from cli.bench_side import side
 
 app = typer.Typer(no_args_is_help=True, help="Timings as ratios, measured side by side in one run.")
 app.command()(score)
@@ -26,6 +27,7 @@ app.command(name="mpc-all")(mpc_all)
 app.command()(psi)
 app.command()(columns)
 app.command(name="columns-all")(columns_all)
+app.command()(side)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 

@@ -21,6 +21,8 @@ MANIFEST_DIGEST_BYTES = 32
 BEFORE = ("load", "mesh")
 # Where columns of several parties are joined: find the common users; open the weights.
 ALIGN, REVEAL = "align", "reveal"
+# Where new rows are scored between the two.
+PREDICT = "predict"
 AFTER = ("publish",)
 
 _LARGEST = 2**63 - 1
@@ -32,11 +34,16 @@ _DECIMAL = re.compile(r"[0-9]{1,24}(\.[0-9]{1,24})?(e[+-]?[0-9]{1,3})?")
 def steps(spec: JobSpec) -> tuple[str, ...]:
     """Names of the steps of a job, in order: "load", "mesh", one per release, "publish".
 
-    Trainer "columns": "align" before its releases, "reveal" after them.
+    Trainer "columns": "align" before its releases, "reveal" after them; "predictions": "align", "predict", "reveal";
+    "side": "align" before its releases.
     """
     releases = [release.name for release in spec.releases]
     if spec.trainer.kind == "columns":
         releases = [ALIGN, *releases, REVEAL]
+    elif spec.trainer.kind == "predictions":
+        releases = [ALIGN, PREDICT, REVEAL]
+    elif spec.trainer.kind == "side":
+        releases = [ALIGN, *releases]
     return (*BEFORE, *releases, *AFTER)
 
 

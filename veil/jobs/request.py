@@ -49,15 +49,20 @@ class TrainerSection(Section):
     For "gradient", `module` names the module and `module_file` is the operator's copy of its source. For "query",
     `questions` are what `veil.queries` explains. For "columns", `schema_file` (TOML or JSON) says what the parties'
     columns mean, `alignment` how their records are aligned, `triples` where correlated randomness comes from, `left`
-    which parties' columns the left one of two towers reads (the label's by default).
+    which parties' columns the left one of two towers reads (the label's by default). For "side" these, but `left`, and
+    `items`: the party that holds interactions. For "predictions", `published` is the directory of the model (any copy;
+    its manifest and job text are read), `recipient` the party that learns the scores; `alignment`, `triples` as above.
     """
 
-    kind: Literal["subspace", "als", "gradient", "query", "columns"] = "subspace"
+    kind: Literal["subspace", "als", "gradient", "query", "columns", "predictions", "side"] = "subspace"
     module: Name | None = None
     module_file: Path | None = None
     questions: tuple[dict[str, Any], ...] = Field(default=(), max_length=64)
     model: Literal["logistic", "perceptron", "towers"] = "logistic"
     left: tuple[Name, ...] = Field(default=(), max_length=16)
+    items: Name | None = None
+    published: Path | None = None
+    recipient: Name | None = None
     schema_file: Path | None = None
     alignment: AlignmentTerms | None = None
     triples: Literal["dealer", "he"] = "dealer"
@@ -69,6 +74,7 @@ class TrainerSection(Section):
         if not isinstance(data, dict) or "overrides" in data:
             return data
         own = {"kind", "module", "module_file", "questions", "model", "schema_file", "alignment", "triples", "left"}
+        own |= {"items", "published", "recipient"}
         return {
             **{key: value for key, value in data.items() if key in own},
             "overrides": {key: value for key, value in data.items() if key not in own},
@@ -80,8 +86,15 @@ class TrainerSection(Section):
             raise ValueError(f'got questions for trainer "{self.kind}", expected them for "query" only')
         if (self.module or self.module_file) and self.kind != "gradient":
             raise ValueError(f'got a module for trainer "{self.kind}", expected it for "gradient" only')
-        if (self.kind == "columns") != (self.schema_file is not None and self.alignment is not None):
-            raise ValueError(f'got trainer "{self.kind}", expected schema_file and alignment for "columns" only')
+        if (self.kind in ("columns", "side")) != (self.schema_file is not None):
+            raise ValueError(f'got trainer "{self.kind}", expected schema_file for "columns", "side" only')
+        if (self.kind in ("columns", "side", "predictions")) != (self.alignment is not None):
+            raise ValueError(f'got trainer "{self.kind}", expected alignment for "columns", "side", "predictions" only')
+        scores = self.kind == "predictions"
+        if scores != (self.published is not None) or scores != (self.recipient is not None):
+            raise ValueError(f'got trainer "{self.kind}", expected published and recipient for "predictions" only')
+        if (self.kind == "side") != (self.items is not None):
+            raise ValueError(f'got trainer "{self.kind}", expected items for "side" only')
         return self
 
 
@@ -92,16 +105,26 @@ class JobRequest(Section):
     parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
     dealer: Name = "main"
     catalogue: CatalogueSection | None = None
-    privacy: PrivacySection
+    privacy_: PrivacySection | None = Field(default=None, alias="privacy")
     trainer: TrainerSection = TrainerSection()
 
     @model_validator(mode="after")
     def _each_party_once(self) -> Self:
         if len(set(self.parties)) != len(self.parties):
             raise ValueError("got a party twice, expected each name once")
-        if (self.catalogue is None) != (self.trainer.kind == "columns"):
-            raise ValueError('expected [catalogue] for every trainer but "columns", which has none')
+        kind = self.trainer.kind
+        if (self.catalogue is None) != (kind in ("columns", "predictions")):
+            raise ValueError('expected [catalogue] for every trainer but "columns" and "predictions", which have none')
+        if (self.privacy_ is None) != (kind == "predictions"):
+            raise ValueError('expected [privacy] for every trainer but "predictions", which releases nothing')
         return self
+
+    @property
+    def privacy(self) -> PrivacySection:
+        """What the job may cost; raises `ConfigError` for a request of a job that releases nothing."""
+        if self.privacy_ is None:
+            raise ConfigError(f"got a request for trainer {self.trainer.kind} without [privacy], expected one")
+        return self.privacy_
 
 
 class Planner(Protocol):
@@ -135,7 +158,7 @@ def load(path: Path) -> JobRequest:
     root = path.resolve().parent
     catalogue = request.catalogue
     anchored = None if catalogue is None else CatalogueSection(path=root / catalogue.path)
-    files = {name: getattr(request.trainer, name) for name in ("module_file", "schema_file")}
+    files = {name: getattr(request.trainer, name) for name in ("module_file", "schema_file", "published")}
     trainer = request.trainer.model_copy(update={name: file and root / file for name, file in files.items()})
     return request.model_copy(update={"catalogue": anchored, "trainer": trainer})
 
@@ -151,17 +174,18 @@ def resolve(request: JobRequest, *, consortium: str, catalogue: CatalogueFacts |
             parties=request.parties,
             dealer=request.dealer,
             catalogue=None if catalogue is None else catalogue.terms(),
-            privacy=Privacy(
-                epsilon=request.privacy.epsilon,
-                delta=request.privacy.delta,
-                noise=Noise(source=request.privacy.noise, colluding=request.privacy.colluding),
-            ),
+            privacy=None if request.privacy_ is None else _terms(request.privacy_),
             trainer=trainer,
             releases=releases,
             versions=versions(),
         )
     except ValidationError as error:
         raise ConfigError(f"job: {describe(error)}") from None
+
+
+def _terms(section: PrivacySection) -> Privacy:
+    noise = Noise(source=section.noise, colluding=section.colluding)
+    return Privacy(epsilon=section.epsilon, delta=section.delta, noise=noise)
 
 
 def versions() -> dict[str, str]:

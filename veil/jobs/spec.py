@@ -12,29 +12,50 @@ import json
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from veil.errors import ConfigError
 from veil.jobs.columns import ColumnsTrainer
+from veil.jobs.predictions import PredictionsTrainer
+from veil.jobs.side import SideTrainer
+from veil.jobs.trainers import AlsTrainer, Frozen, GradientTrainer, Name, QueryTrainer, Sha256, SubspaceTrainer
+
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "MOST_RELEASES",
+    "NEIGHBOURING",
+    "SCHEMA",
+    "TRAINERS",
+    "AlsTrainer",
+    "Catalogue",
+    "GradientTrainer",
+    "JobSpec",
+    "Mechanism",
+    "Name",
+    "Noise",
+    "Privacy",
+    "QueryTrainer",
+    "Release",
+    "Sha256",
+    "SubspaceTrainer",
+    "Trainer",
+    "canonical",
+    "describe",
+    "digest",
+    "parse",
+]
 
 SCHEMA = "veil.job/1"
 MAX_TEXT_BYTES = 256 * 1024
 MOST_RELEASES = 1024
 _DIGEST_DOMAIN = b"veil/job-digest/v1\x00"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 NEIGHBOURING: Literal["add-or-remove-one-user"] = "add-or-remove-one-user"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
 
 Mechanism = Literal["rounded-gaussian", "discrete-laplace"]
 
 
-class Release(_Frozen):
+class Release(Frozen):
     """One noised opening: a sum over users, plus integer noise, all in grid steps.
 
     `sensitivity` bounds the norm of what one user contributes, `sigma` says how wide the noise on each entry is; both
@@ -80,7 +101,7 @@ class Release(_Frozen):
         return n
 
 
-class Noise(_Frozen):
+class Noise(Frozen):
     """Who draws the noise.
 
     `dealer`: the dealer draws once and hands out shares; no party, nor any n-1 of them, knows any of it.
@@ -98,7 +119,7 @@ class Noise(_Frozen):
         return self
 
 
-class Privacy(_Frozen):
+class Privacy(Frozen):
     """What the job claims; every party recomputes it from `releases` before it signs."""
 
     unit: Literal["user"] = "user"
@@ -108,7 +129,7 @@ class Privacy(_Frozen):
     noise: Noise
 
 
-class Catalogue(_Frozen):
+class Catalogue(Frozen):
     """The public item catalogue that every party must hold, by digest."""
 
     digest: Sha256
@@ -116,78 +137,18 @@ class Catalogue(_Frozen):
     features: int = Field(ge=0, le=65_536)
 
 
-class SubspaceTrainer(_Frozen):
-    """Noisy subspace iteration from public features (docs/privacy.md gives the algorithm and its letters)."""
-
-    kind: Literal["subspace"] = "subspace"
-    dimensions: int = Field(gt=0, le=1024)
-    content_dimensions: int = Field(ge=0, le=1024)
-    rounds: int = Field(ge=0, le=16)
-    clip: float = Field(gt=0, le=1)
-    popularity_power: float = Field(ge=0, le=1)
-    # Everything that the free post-processing needs, by name; public numbers only.
-    options: dict[str, float] = Field(default_factory=dict)
-
-
-class AlsTrainer(_Frozen):
-    """Alternating least squares on noised sufficient statistics (docs/privacy.md).
-
-    `gram`: one Gram matrix of the users for all items, or a matrix for each item.
-    """
-
-    kind: Literal["als"] = "als"
-    dimensions: int = Field(gt=0, le=1024)
-    content_dimensions: int = Field(ge=0, le=1024)
-    rounds: int = Field(gt=0, le=16)
-    popularity_power: float = Field(ge=0, le=1)
-    gram: Literal["global", "item"] = "global"
-    # Mixing weights for much and for little noise a user, by name.
-    options: dict[str, float] = Field(default_factory=dict)
-
-
-class GradientTrainer(_Frozen):
-    """Rounds of clipped per-user updates of a `torch.nn.Module` (docs/privacy.md).
-
-    `module` is a name that every party's configuration maps to code on its own machine; `module_sha256` is the digest
-    of that code's source file, and `parameters` the number of trainable numbers in it.
-    """
-
-    kind: Literal["gradient"] = "gradient"
-    module: Name
-    module_sha256: Sha256
-    parameters: int = Field(gt=0, le=2**26)
-    rounds: int = Field(gt=0, le=1000)
-    clip: float = Field(gt=0, le=1000)
-    sampling: float = Field(gt=0, le=1)
-    # Public numbers of the local updates and of the server's optimiser, by name.
-    options: dict[str, float] = Field(default_factory=dict)
-
-
-class QueryTrainer(_Frozen):
-    """Aggregate questions, answered once (`veil.queries`): nothing is trained, sums are released."""
-
-    kind: Literal["query"] = "query"
-    # One canonical JSON document for each question, in the order of the releases.
-    questions: tuple[Annotated[str, StringConstraints(max_length=8192)], ...] = Field(min_length=1, max_length=64)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tuple_from_list(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("questions"), list):
-            return {**data, "questions": tuple(data["questions"])}
-        return data
-
-
 Trainer = Annotated[
-    SubspaceTrainer | AlsTrainer | GradientTrainer | QueryTrainer | ColumnsTrainer, Field(discriminator="kind")
+    SubspaceTrainer | AlsTrainer | GradientTrainer | QueryTrainer | ColumnsTrainer | PredictionsTrainer | SideTrainer,
+    Field(discriminator="kind"),
 ]
-TRAINERS: tuple[str, ...] = ("subspace", "als", "gradient", "query", "columns")
+TRAINERS: tuple[str, ...] = ("subspace", "als", "gradient", "query", "columns", "predictions", "side")
 
 
-class JobSpec(_Frozen):
+class JobSpec(Frozen):
     """One job. `parties` are in rank order. `nonce` makes two submissions of the same plan two digests.
 
-    `catalogue` is null for trainer "columns", whose users have columns and no items, and only for that.
+    `catalogue` is null for trainers "columns" and "predictions", whose users have columns and no items, and only for
+    these. `privacy` is null and `releases` is empty for trainer "predictions", which releases nothing, and only for it.
     """
 
     schema_: Literal["veil.job/1"] = Field(default="veil.job/1", alias="schema")
@@ -197,9 +158,9 @@ class JobSpec(_Frozen):
     parties: tuple[Name, ...] = Field(min_length=2, max_length=16)
     dealer: Name
     catalogue: Catalogue | None = None
-    privacy: Privacy
+    privacy_: Privacy | None = Field(default=None, alias="privacy")
     trainer: Trainer
-    releases: tuple[Release, ...] = Field(min_length=1, max_length=MOST_RELEASES)
+    releases: tuple[Release, ...] = Field(max_length=MOST_RELEASES)
     versions: dict[str, str]
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
@@ -218,8 +179,17 @@ class JobSpec(_Frozen):
         names = [release.name for release in self.releases]
         if len(set(names)) != len(names):
             raise ValueError("got a release name twice, expected each name once")
-        if (self.catalogue is None) != (self.trainer.kind == "columns"):
-            raise ValueError(f"got trainer {self.trainer.kind} with or without a catalogue, expected it otherwise")
+        kind = self.trainer.kind
+        if (self.catalogue is None) != (kind in ("columns", "predictions")):
+            raise ValueError(f"got trainer {kind} with or without a catalogue, expected it otherwise")
+        if isinstance(self.trainer, PredictionsTrainer):
+            if self.privacy_ is not None or self.releases:
+                raise ValueError("got privacy or releases for predictions, expected neither: nothing is noised")
+            if self.trainer.recipient not in self.parties:
+                raise ValueError(f"got recipient {self.trainer.recipient}, expected one of {', '.join(self.parties)}")
+            return self
+        if self.privacy_ is None or not self.releases:
+            raise ValueError(f"got trainer {kind} without privacy or without releases, expected both")
         if (self.privacy.noise.colluding or 0) >= len(self.parties):
             raise ValueError(
                 f"got {self.privacy.noise.colluding} colluding of {len(self.parties)} parties, expected fewer"
@@ -236,6 +206,13 @@ class JobSpec(_Frozen):
         if self.catalogue is None:
             raise ConfigError(f"got a job of trainer {self.trainer.kind} without a catalogue, expected one")
         return self.catalogue
+
+    @property
+    def privacy(self) -> Privacy:
+        """What the job claims; raises `ConfigError` for a job that releases nothing."""
+        if self.privacy_ is None:
+            raise ConfigError(f"got a job of trainer {self.trainer.kind} without privacy terms, expected some")
+        return self.privacy_
 
     def rank(self, party: str) -> int:
         """Rank of a party; raises `ConfigError` when the job does not name it."""

@@ -19,6 +19,7 @@ A model is a directory:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from veil.errors import ArtifactError
 from veil.identity.names import Identity
 from veil.jobs.spec import JobSpec, canonical
 from veil.recsys.catalogue import Catalogue
-from veil.recsys.manifest import FileName, Manifest
+from veil.recsys.manifest import FileName, JobManifest, Manifest
 from veil.recsys.model import FoldIn, Model
 from veil.recsys.signed import check_job, job_facts, listed, manifest_bytes, verify_directory
 
@@ -125,12 +126,12 @@ def load_model(directory: Path, authority_pem: bytes, *, require_signers: Sequen
     colluding parties could publish a model of their own. Raises `ArtifactError`.
     """
     manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
-    ids, titles = _items(directory, manifest)
+    ids, titles = read_items(directory, manifest, manifest.items)
     spec = check_job(directory, manifest)
     if spec.items.items != manifest.items:
         raise ArtifactError("got a manifest whose items differ from its job text, expected the same")
-    server = _tensors(directory, manifest, "item_factors.safetensors", _shapes(manifest)[0])
-    client = _tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
+    server = read_tensors(directory, manifest, "item_factors.safetensors", _shapes(manifest)[0])
+    client = read_tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
     model = Model(
         item_factors=server["item_factors"],
         fold_in=client["fold_in"],
@@ -147,8 +148,8 @@ def load_client(
 ) -> ClientArtifact:
     """Reads and verifies the client's part; item_factors.safetensors may be absent. Otherwise as `load_model`."""
     manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
-    ids, titles = _items(directory, manifest)
-    client = _tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
+    ids, titles = read_items(directory, manifest, manifest.items)
+    client = read_tensors(directory, manifest, "client.safetensors", _shapes(manifest)[1])
     fold_in = FoldIn(client["fold_in"], client["norm_terms"], manifest.collaborative, manifest.taste_centre)
     return ClientArtifact(fold_in, manifest, digest, ids, titles)
 
@@ -158,7 +159,7 @@ def load_titles(
 ) -> TitlesArtifact:
     """Reads and verifies manifest and items.jsonl; every other file may be absent. Otherwise as `load_model`."""
     manifest, digest = verify_manifest(directory, authority_pem, require_signers=require_signers)
-    return TitlesArtifact(manifest, digest, *_items(directory, manifest))
+    return TitlesArtifact(manifest, digest, *read_items(directory, manifest, manifest.items))
 
 
 def verify_manifest(
@@ -179,10 +180,11 @@ def _shapes(manifest: Manifest) -> tuple[dict[str, tuple[int, int]], dict[str, t
     return {"item_factors": whole}, {"fold_in": whole, "norm_terms": (manifest.items, 2)}
 
 
-def _tensors(
-    directory: Path, manifest: Manifest, name: FileName, shapes: Mapping[str, tuple[int, int]]
+def read_tensors(
+    directory: Path, manifest: JobManifest, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    largest = sum(rows * columns * 4 for rows, columns in shapes.values()) + _HEADER_BYTES
+    """The float32 tensors of a listed file, when they have these names and shapes. Raises `ArtifactError`."""
+    largest = sum(4 * math.prod(shape) for shape in shapes.values()) + _HEADER_BYTES
     data = listed(directory, manifest, name, largest)
     try:
         tensors = parse_safetensors(data)
@@ -195,11 +197,12 @@ def _tensors(
     return tensors
 
 
-def _items(directory: Path, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    data = listed(directory, manifest, "items.jsonl", manifest.items * _ITEM_BYTES)
+def read_items(directory: Path, manifest: JobManifest, items: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and titles of as many items, in index order. Raises `ArtifactError`."""
+    data = listed(directory, manifest, "items.jsonl", items * _ITEM_BYTES)
     lines = data.decode("ascii", "replace").split("\n")
-    if lines[-1] or len(lines) != manifest.items + 1:
-        raise ArtifactError(f"got {len(lines) - 1} lines in items.jsonl, expected {manifest.items}")
+    if lines[-1] or len(lines) != items + 1:
+        raise ArtifactError(f"got {len(lines) - 1} lines in items.jsonl, expected {items}")
     ids, titles = [], []
     for number, line in enumerate(lines[:-1], 1):
         try:

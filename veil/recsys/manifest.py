@@ -32,7 +32,18 @@ MAX_CLOCK_DIFFERENCE_S: Final = 3600
 _MAX_FILE_BYTES: Final = 8 * 1024**3
 
 FileName = Literal["job.json", "items.jsonl", "item_factors.safetensors", "client.safetensors"]
-OutcomeFileName = Literal["job.json", "weights.safetensors", "module.json", "answers.json", "columns.json"]
+OutcomeFileName = Literal[
+    "job.json",
+    "weights.safetensors",
+    "module.json",
+    "answers.json",
+    "columns.json",
+    "client.safetensors",
+    "items.jsonl",
+    "item_factors.safetensors",
+    "side.safetensors",
+    "side.json",
+]
 Sign = Callable[[bytes, bytes], bytes]
 """(domain, message) to signature: `veil.identity.credentials.Credentials.sign`."""
 
@@ -105,11 +116,11 @@ class Manifest(JobManifest):
 
 
 class OutcomeManifest(JobManifest):
-    """What other jobs leave: the weights of a module or of a model on split columns, or the answers to questions."""
+    """What other jobs leave: weights of a module or of a model on split columns, answers, a recommender on both."""
 
     schema_: Literal["veil.outcome/1"] = Field(default=OUTCOME_SCHEMA, alias="schema")
-    kind: Literal["module", "answers", "columns"]
-    files: dict[OutcomeFileName, FileEntry] = Field(min_length=2, max_length=4)
+    kind: Literal["module", "answers", "columns", "side"]
+    files: dict[OutcomeFileName, FileEntry] = Field(min_length=2, max_length=6)
 
 
 class Signature(_Frozen):

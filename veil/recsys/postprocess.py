@@ -8,8 +8,8 @@ Three estimators and one assembly:
 
 - `posterior_counts`: empirical Bayes for the counts; log-normal prior whose mean is a regression on public features.
 - `public_directions`: the item directions that the public features span, weighted as the training weights items.
-- `shrink_sum`: the noised matrix toward its own features-explained part, by marginal likelihood, then a Wiener step
-  in bins of popularity.
+- `denoised_sum`, `shrink_sum`: the noised matrix toward its own features-explained part, by marginal likelihood, then a
+  Wiener step in bins of popularity.
 - `factor_terms`: the item factors as a linear combination of named terms, so that mixing weights can be fitted.
 
 Letters: c counts, D = c^-a item weights, mu the unit popularity direction, U S the public directions and their
@@ -151,16 +151,24 @@ def public_directions(design: Float64, counts: Float64, weight: Float64, directi
 
 
 def shrink_sum(noisy: Float64, noise_sd: float, counts: Float64, directions: Directions) -> tuple[Float64, Float64]:
-    """Denoises Y = sum_u y_u h_u^T + noise and returns its left singular vectors and values.
+    """Denoises Y = sum_u y_u h_u^T + noise (`denoised_sum`) and returns its left singular vectors and values.
 
     noisy: float64[items, d]; noise_sd: of each entry. Returns (float64[items, d] orthonormal, float64[d] falling).
+    """
+    left, values, _ = np.linalg.svd(denoised_sum(noisy, noise_sd, counts, directions), full_matrices=False)
+    return left, values
+
+
+def denoised_sum(noisy: Float64, noise_sd: float, counts: Float64, directions: Directions) -> Float64:
+    """sum_u y_u h_u^T + noise, float64[items, d], without most of the noise; noise_sd: of each entry.
+
     Columns are rotated by the singular value decomposition; for each, the part within the public directions gets the
     prior N(0, alpha U S^2 U^T) with alpha by marginal likelihood, and what is left a Wiener step in 8 bins of
     popularity.
     """
-    left, values, right = np.linalg.svd(noisy, full_matrices=False)
     if noise_sd <= 0:
-        return left, values
+        return noisy
+    left, values, right = np.linalg.svd(noisy, full_matrices=False)
     rotated, variance = left * values, noise_sd**2  # (items, d)
     prior_mean = np.zeros_like(rotated)
     if len(directions.values):
@@ -179,8 +187,7 @@ def shrink_sum(noisy: Float64, noise_sd: float, counts: Float64, directions: Dir
         power = np.square(residual).mean(axis=0)
         signal = np.maximum(power - variance, _LEAST_SIGNAL_SHARE * power)
         out[members] = prior_mean[members] + signal / (signal + variance) * residual
-    left, values, _ = np.linalg.svd(out @ right, full_matrices=False)
-    return left, values
+    return np.asarray(out @ right)
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,12 +124,18 @@ class ReadReport:
 
 
 def read_interactions(
-    path: Path, config: ReadConfig, item_ids: Sequence[str], key: PseudonymKey
+    path: Path,
+    config: ReadConfig,
+    item_ids: Sequence[str],
+    key: PseudonymKey,
+    *,
+    identifiers: dict[str, str] | None = None,
 ) -> tuple[Interactions, ReadReport]:
     """Reads a CSV, TSV or Parquet file (text forms also as .gz).
 
     item_ids: the catalogue's ids; item numbers are positions in it. Returns `Interactions` with `pseudonyms`, with
-    `time` (earliest of a repeated pair) and `value` (largest) where those columns are configured.
+    `time` (earliest of a repeated pair) and `value` (largest) where those columns are configured. identifiers: where
+    given, filled with the id of each pseudonym: only for a party that opted into keeping ids.
     Raises `DataError` with line numbers when bad rows are not to be skipped or are too many, and when no row is usable;
     `InputError` when the file cannot be read or is larger than agreed.
     """
@@ -151,7 +157,7 @@ def read_interactions(
         bad.update(wrong[REASON])
         bad_lines += wrong.head(REPORTED_LINES - len(bad_lines)).rows()
         frame = _filtered(frame.filter(pl.col(REASON).is_null()), config, counts)
-        kept.append(_pseudonymised(frame, key, numbers))
+        kept.append(_pseudonymised(frame, key, numbers, identifiers))
     _refuse_bad(config, counts["rows"], bad, bad_lines)
     rows = pl.concat(kept) if kept else None
     if rows is None or rows.is_empty():
@@ -228,11 +234,15 @@ def _filtered(frame: pl.DataFrame, config: ReadConfig, counts: Counter[str]) -> 
     return frame
 
 
-def _pseudonymised(frame: pl.DataFrame, key: PseudonymKey, numbers: dict[str, int]) -> pl.DataFrame:
-    """Numbers in place of user ids; one HMAC for each distinct id of the chunk. After this no id is left."""
+def _pseudonymised(
+    frame: pl.DataFrame, key: PseudonymKey, numbers: dict[str, int], identifiers: dict[str, str] | None
+) -> pl.DataFrame:
+    """Numbers in place of user ids; one HMAC for each distinct id of the chunk. After this no id is left in a frame."""
     ids = frame["user"].unique().to_list()
     for pseudonym in (pseudonyms := key.pseudonyms(ids)):
         numbers.setdefault(pseudonym, len(numbers))
+    if identifiers is not None:
+        identifiers.update(zip(pseudonyms, ids, strict=True))
     of_id = pl.DataFrame(
         {
             "user": pl.Series(ids, dtype=pl.String),

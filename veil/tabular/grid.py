@@ -27,7 +27,7 @@ from veil.errors import InputError
 from veil.privacy.mechanism import to_grid
 from veil.tabular.encoding import encode_features
 from veil.tabular.reading import PartyTable
-from veil.tabular.schema import Label, TabularSchema
+from veil.tabular.schema import ColumnsSchema, Label
 from veil.tabular.statistics import Standardisation
 
 ABSENT = -1
@@ -52,7 +52,7 @@ class Outcomes:
         return f"Outcomes(slots={len(self.labels)})"
 
 
-def encode_rows(schema: TabularSchema, table: PartyTable, standardisation: Standardisation) -> Int64:
+def encode_rows(schema: ColumnsSchema, table: PartyTable, standardisation: Standardisation) -> Int64:
     """A party's rows, int64[rows, width], in steps of 2^-bits; integer norm at most floor(norm_share 2^bits).
 
     Raises `InputError` when the standardisation is of another width.

@@ -23,10 +23,10 @@ from veil.tabular.schema import (
     MAX_TEXT_CHARACTERS,
     CategoricalColumn,
     Column,
+    ColumnsSchema,
     Label,
     NumericColumn,
     PartyColumns,
-    TabularSchema,
 )
 
 _REPORTED_LINES: Final = 20
@@ -68,7 +68,7 @@ class PartyTable:
 
 
 def read_party(
-    path: Path, schema: TabularSchema, party: str, layout: TableFormat | None = None, *, labelled: bool = True
+    path: Path, schema: ColumnsSchema, party: str, layout: TableFormat | None = None, *, labelled: bool = True
 ) -> PartyTable:
     """Reads a party's file. layout: separator, names and bounds; defaults fit a CSV file with a header, or Parquet.
 

@@ -200,13 +200,13 @@ class PartyColumns(_Public):
         return found
 
 
-class TabularSchema(_Public):
-    """All parties' columns, in rank order, and the one label.
+class ColumnsSchema(_Public):
+    """Parties' columns, in rank order, without an outcome to predict.
 
     Attributes:
         slots: number of rows of the joint matrix, public; users fill some of them, zeros the rest.
         bits: fractional bits of the encoded features.
-        label_party: who holds the label.
+        label, label_party: None here; `TabularSchema` has them.
     """
 
     unit: Literal["user"] = "user"
@@ -214,37 +214,24 @@ class TabularSchema(_Public):
     slots: int = Field(ge=1, le=MOST_ROWS)
     bits: int = Field(default=13, ge=4, le=20)
     parties: tuple[PartyColumns, ...] = Field(strict=False, min_length=1, max_length=16)
-    label: Label
-    label_party: Name
+    label: Label | None = None
+    label_party: Name | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _distinct_parties(self) -> Self:
         names = [party.party for party in self.parties]
-        if len(set(names)) != len(names) or self.label_party not in names:
-            raise ValueError("got a party twice or a label_party that is none of them, expected each party once")
-        holder = self.of(self.label_party)
-        if self.label.name in (holder.identifier, *(column.name for column in holder.columns)):
-            raise ValueError("got the label among the features, expected a column of its own")
+        if len(set(names)) != len(names):
+            raise ValueError("got a party twice, expected each party once")
+        if (self.label is None) != (self.label_party is None):
+            raise ValueError("got a label without its party or a party without, expected both or neither")
         if self.width > MOST_WIDTH:
             raise ValueError(f"got {self.width} features in all, expected at most {MOST_WIDTH}")
-        # Sensitivity: in integers, on the very numbers that `veil.tabular.grid` clips to. Floating-point shares such
-        # as three times sqrt(1/3) may exceed 1 in the last place; their floors on the grid do not.
-        squares = sum(vector_sensitivity(party.norm_share, self.bits) ** 2 for party in self.parties)
-        if squares > 4**self.bits:
-            total = math.sqrt(float(sum(Fraction(party.norm_share) ** 2 for party in self.parties)))
-            raise ValueError(f"got norm shares whose squares sum to {total**2:.6f}, expected at most 1")
         return self
 
     @property
     def width(self) -> int:
         """Number of features of the joint row."""
         return sum(party.width for party in self.parties)
-
-    @property
-    def row_bound(self) -> int:
-        """Bound on the L2 norm of a joint row, in grid steps of 2^-bits: 2^bits, exactly."""
-        # Sensitivity: ||x||^2 = sum over parties of ||x_i||^2 <= sum of B_i^2 <= 4^bits, checked in `_consistent`.
-        return 1 << self.bits
 
     def of(self, party: str) -> PartyColumns:
         """That party's columns; raises `ConfigError` when the schema does not name it."""
@@ -261,6 +248,39 @@ class TabularSchema(_Public):
                 return slice(start, start + one.width)
             start += one.width
         raise ConfigError(f"got party {party!r}, expected one of {', '.join(one.party for one in self.parties)}")
+
+
+class TabularSchema(ColumnsSchema):
+    """All parties' columns, in rank order, and the one label.
+
+    Attributes:
+        label_party: who holds the label.
+    """
+
+    label: Label
+    label_party: Name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [party.party for party in self.parties]
+        if self.label_party not in names:
+            raise ValueError("got a label_party that is none of the parties, expected one of them, each party once")
+        holder = self.of(self.label_party)
+        if self.label.name in (holder.identifier, *(column.name for column in holder.columns)):
+            raise ValueError("got the label among the features, expected a column of its own")
+        # Sensitivity: in integers, on the very numbers that `veil.tabular.grid` clips to. Floating-point shares such
+        # as three times sqrt(1/3) may exceed 1 in the last place; their floors on the grid do not.
+        squares = sum(vector_sensitivity(party.norm_share, self.bits) ** 2 for party in self.parties)
+        if squares > 4**self.bits:
+            total = math.sqrt(float(sum(Fraction(party.norm_share) ** 2 for party in self.parties)))
+            raise ValueError(f"got norm shares whose squares sum to {total**2:.6f}, expected at most 1")
+        return self
+
+    @property
+    def row_bound(self) -> int:
+        """Bound on the L2 norm of a joint row, in grid steps of 2^-bits: 2^bits, exactly."""
+        # Sensitivity: ||x||^2 = sum over parties of ||x_i||^2 <= sum of B_i^2 <= 4^bits, checked in `_consistent`.
+        return 1 << self.bits
 
 
 def equal_shares(parties: int, bits: int) -> float:

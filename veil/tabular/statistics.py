@@ -35,7 +35,7 @@ from veil.privacy.accountant import sigma_steps
 from veil.privacy.mechanism import to_grid, vector_sensitivity, vector_sum
 from veil.tabular.encoding import Float64, encode_features, squares_bound
 from veil.tabular.reading import PartyTable
-from veil.tabular.schema import NumericColumn, PartyColumns, TabularSchema
+from veil.tabular.schema import ColumnsSchema, NumericColumn, PartyColumns
 
 STATISTICS_BITS: Final = 14
 _PUBLIC_STEP: Final = 2.0**20
@@ -100,13 +100,13 @@ def release_name(party: str) -> str:
     return f"{name[: _MOST_NAME - 9]}-{hashlib.sha256(party.encode()).hexdigest()[:8]}"
 
 
-def entries(schema: TabularSchema, party: str) -> int:
+def entries(schema: ColumnsSchema, party: str) -> int:
     """Number of sums: 1, the features, the squares of linear ones, and two for the labels where the party has them."""
     mine = schema.of(party)
     return 1 + mine.width + len(_linear_places(mine)) + (2 if schema.label_party == party else 0)
 
 
-def norm_bound(schema: TabularSchema, party: str) -> float:
+def norm_bound(schema: ColumnsSchema, party: str) -> float:
     """Bound on the L2 norm of one user's entries.
 
     1 for the count; 1 for the labels (a row is positive, negative or neither); a column's features at most
@@ -118,13 +118,13 @@ def norm_bound(schema: TabularSchema, party: str) -> float:
     return math.sqrt(squares)
 
 
-def sensitivity(schema: TabularSchema, party: str) -> int:
+def sensitivity(schema: ColumnsSchema, party: str) -> int:
     """L2 sensitivity of `contribution` in steps of 2^-14; add or remove one user."""
     # Sensitivity: a user adds one row of `_rows`, clipped by `to_grid` to this integer whatever it holds.
     return vector_sensitivity(norm_bound(schema, party), STATISTICS_BITS)
 
 
-def statistics_release(schema: TabularSchema, party: str, multiplier: float) -> Release:
+def statistics_release(schema: ColumnsSchema, party: str, multiplier: float) -> Release:
     """The opening that the job lists for this party's sums, with noise of `multiplier` sensitivities."""
     bound = sensitivity(schema, party)
     return Release(
@@ -135,7 +135,7 @@ def statistics_release(schema: TabularSchema, party: str, multiplier: float) -> 
     )
 
 
-def contribution(schema: TabularSchema, table: PartyTable) -> Int64:
+def contribution(schema: ColumnsSchema, table: PartyTable) -> Int64:
     """One party's exact integer sums, int64[entries], in steps of 2^-14: what goes into the secure sum.
 
     Zeros for a table without rows, which is what an empty intersection leaves.
@@ -149,7 +149,7 @@ def contribution(schema: TabularSchema, table: PartyTable) -> Int64:
     return total
 
 
-def _rows(schema: TabularSchema, table: PartyTable) -> Float64:
+def _rows(schema: ColumnsSchema, table: PartyTable) -> Float64:
     features = encode_features(table)
     parts = [np.ones((table.rows, 1)), features, np.square(features[:, _linear_places(table.party)])]
     if schema.label_party == table.party.party:
@@ -160,7 +160,7 @@ def _rows(schema: TabularSchema, table: PartyTable) -> Float64:
 
 
 def standardise(
-    schema: TabularSchema, party: str, opened: Int64, *, fill: float = 1.0, least_users: float = 0.0
+    schema: ColumnsSchema, party: str, opened: Int64, *, fill: float = 1.0, least_users: float = 0.0
 ) -> Standardisation:
     """Scale and offset from the opened sums, noise included, int64[entries].
 

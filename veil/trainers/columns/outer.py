@@ -1,80 +1,114 @@
-"""One organisation's rows times another's, summed over the users they share: how side information meets interactions.
+"""One organisation's rows times others', summed over the users they share: how side information meets interactions.
 
-    S = sum over users u of y_u g_u^T = Y^T G,   y_u at one party, g_u at another
+    S_p = sum over users u of y_u g_u^T = Y^T G_p,   y_u at one party, g_u at party p
 
-Both matrices open once under masks that only their holders know; the product of the masks comes from the dealer; noise
-joins inside the sharing and only the noised sum opens. One opening each, whatever the number of users.
+All matrices open once under masks that only their holders know, a block of rows at a time; the products of masks come
+as correlations; noise joins inside the sharing and only the noised sums open. Y opens once, however many others there
+are. Two rounds a block with one other party, one more for each further one.
 
-Privacy. Unit: one user; neighbouring: a user's rows set to zero at both parties, or back. The Frobenius norm of an
-outer product is the product of the norms, |y g^T| = |y| |g|, so each party clips its own rows alone and the sensitivity
-of S is the product of the two clipping norms, exactly, on integers (no clipping inside the computation).
+Privacy. Unit: one user; neighbouring: a user's rows set to zero at all parties, or back. The Frobenius norm of an outer
+product is the product of the norms, |y g^T| = |y| |g|, so each party clips its own rows alone and the sensitivity of S
+is the product of the two clipping norms, exactly, on integers (no clipping inside the computation).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor
 
 from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
-from veil.mpc.engine.values import Value
+from veil.mpc.engine.values import Opened, Value
+
+BLOCK_ENTRIES: Final = 1 << 22
+"""Of the larger factor: 32 MiB of masked numbers at a time."""
+
+OwnRows = Callable[[int, int], Tensor]
+"""First row and the one after the last -> int64[rows, own width]."""
 
 
 @dataclass(frozen=True)
-class OuterProduct:
-    """rows: aligned users, padding included. The left party has `left_width` numbers a user, the right `right_width`.
+class Factor:
+    """One party's rows: so many numbers a user over 2^bits, of an L2 norm of at most `norm` grid steps."""
 
-    left_norm, right_norm: bounds on the L2 norm of a row, in grid steps of 2^-bits.
-    """
-
-    rows: int
-    left: int
-    left_width: int
-    right: int
-    right_width: int
+    rank: int
+    width: int
     bits: int
-    left_norm: int
-    right_norm: int
+    norm: int
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.left_width, self.right_width, self.left_norm, self.right_norm) < 1:
-            raise ConfigError("got sizes or norms below 1, expected at least 1 each")
-        if self.left == self.right or not 1 <= self.bits <= 24:
-            raise ConfigError(f"got parties {self.left} and {self.right}, {self.bits} bits; expected two, 1 to 24")
+        # So that sums of squares of a row stay below 2^63 (`check`).
+        if not (1 <= self.width <= 2**22 and 1 <= self.norm <= 2**20 and 1 <= self.bits <= 20 and self.rank >= 0):
+            raise ConfigError("got a width, norm or bits out of range, expected 1 to 2^22, to 2^20 and to 20")
 
-    @property
-    def sensitivity(self) -> int:
-        """L2 sensitivity of the sum over users, in steps of 2^(-2 bits)."""
-        return self.left_norm * self.right_norm
+    def check(self, rows: Tensor, expected: int) -> Tensor:
+        """The rows. Raises `InputError` unless there are as many, and every one keeps the norm."""
+        if tuple(rows.shape) != (expected, self.width):
+            raise InputError(f"got rows of shape {tuple(rows.shape)}, expected {(expected, self.width)}")
+        # Sensitivity: entries within the bound are not enough. Integers throughout.
+        if rows.numel() and (
+            int(rows.abs().max()) > self.norm or int(rows.square().sum(1).max()) > self.norm * self.norm
+        ):
+            raise InputError(f"got a row with a norm above {self.norm} grid steps, expected rows clipped to it")
+        return rows
 
-    def run(self, engine: Engine, own: Tensor | None) -> Value:
-        """The shared sum, int64[left_width, right_width] over 2^(2 bits).
 
-        own: this party's rows, int64[rows, own width], clipped; None at others and in a dry run. Raises `InputError`
-        for a row beyond its bound.
+@dataclass(frozen=True)
+class OuterProducts:
+    """rows: aligned users, padding included. left: whose rows meet those of each of `rights`."""
+
+    rows: int
+    left: Factor
+    rights: tuple[Factor, ...]
+    block_entries: int = BLOCK_ENTRIES
+
+    def __post_init__(self) -> None:
+        ranks = [self.left.rank, *(right.rank for right in self.rights)]
+        if self.rows < 1 or not self.rights:
+            raise ConfigError("got no rows or nobody to meet, expected at least one of each")
+        if len(set(ranks)) != len(ranks):
+            raise ConfigError(f"got parties {ranks}, expected two at least, each once")
+
+    def sensitivity(self, right: Factor) -> int:
+        """L2 sensitivity of the sum with that party over users, in steps of 2^-(left bits + right bits)."""
+        # Sensitivity: one user adds y g^T with |y| <= left.norm, |g| <= right.norm in integers (`Factor.check`); the
+        # Frobenius norm of an outer product is the product of the norms. A user whom either lacks adds zeros.
+        return self.left.norm * right.norm
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Rows of each block, in order."""
+        step = max(1, self.block_entries // max(self.left.width, *(right.width for right in self.rights)))
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
+
+    def run(self, engine: Engine, own: OwnRows | None) -> list[Value]:
+        """The shared sums, int64[left width, right width] over 2^(left bits + right bits), one for each of `rights`.
+
+        own: this party's rows, clipped; None at a party without any and in a dry run. Raises `InputError` for a row
+        beyond its bound.
         """
-        if own is not None:
-            # Sensitivity: entries within the bound are not enough.
-            norm = self.left_norm if engine.rank == self.left else self.right_norm
-            if float(own.double().square().sum(1).max()) > norm * norm:
-                raise InputError(f"got a row with a norm above {norm} grid steps, expected rows clipped to it")
-        left = engine.own(
-            own if engine.rank == self.left else None,
-            (self.rows, self.left_width),
-            self.left,
-            bits=self.bits,
-            limit_bits=math.log2(self.left_norm),
+        sums: list[list[Value]] = [[] for _ in self.rights]
+        for start, stop in self.blocks():
+            left = self._fixed(engine, self.left, start, stop, own)
+            for found, right in zip(sums, self.rights, strict=True):
+                fixed = self._fixed(engine, right, start, stop, own)
+                # An entry is at most rows times both norms: `matmul` counts the same.
+                found.append(engine.matmul(left, fixed, transposed=True))
+        return [functools.reduce(operator.add, found) for found in sums]
+
+    def _fixed(self, engine: Engine, factor: Factor, start: int, stop: int, own: OwnRows | None) -> Opened:
+        mine = own(start, stop) if own is not None and engine.rank == factor.rank else None
+        value = engine.own(
+            None if mine is None else factor.check(mine, stop - start),
+            (stop - start, factor.width),
+            factor.rank,
+            bits=factor.bits,
+            limit_bits=math.log2(factor.norm),
         )
-        right = engine.own(
-            own if engine.rank == self.right else None,
-            (self.rows, self.right_width),
-            self.right,
-            bits=self.bits,
-            limit_bits=math.log2(self.right_norm),
-        )
-        masked_left = engine.fix(left, owner=self.left)
-        masked_right = engine.fix(right, owner=self.right)
-        # Every entry of the sum is at most rows times both norms: `matmul` counts the same.
-        return engine.matmul(masked_left, masked_right, transposed=True)
+        return engine.fix(value, owner=factor.rank)
