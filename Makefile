@@ -11,6 +11,7 @@ OUT     ?= out/demo
 EPSILON ?= 3
 DATA    ?= synthetic
 BENCH_DATA ?= ../shared/data
+WORKERS ?= 2
 PROTOS  := $(sort $(wildcard protos/veil/wire/v1/*.proto))
 CODE    := veil party coordinator dealer he_inference baseline cli tests examples
 
@@ -28,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 demo: setup ## Train jointly and score encrypted, whole way: DATA=synthetic|ml-1m:FOLDER EPSILON=3 OUT=out/demo
 	$(BIN)/veil demo --data "$(DATA)" --parties 3 --epsilon "$(EPSILON)" --out "$(OUT)"
 
-test: setup ## All tests
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+test: setup ## All tests, by WORKERS=2 processes; PYTEST_ARGS="-k name" for some
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## Lint, types, layering, generated code
 	$(BIN)/buf lint protos

@@ -6,6 +6,7 @@ seconds are those of the parties' own reports.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import deque
@@ -90,7 +91,8 @@ class Consortium:
         seconds = time.perf_counter() - started
         reports = [read_report(self._root / f"party-{name}" / "reports" / f"{job}.json") for name in self._sample.names]
         phases = {}
-        forecasts = forecast_of(spec, self._link)
+        # Every program of the consortium runs on this machine.
+        forecasts = forecast_of(spec, self._link, cores=os.cpu_count())
         for phase in forecasts[0].phases:
             rounds, sent, _ = reports[0].totals(phase.phase)
             phases[phase.phase] = {

@@ -32,6 +32,10 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job
 
 Bandwidth = Annotated[str, typer.Option("--bandwidth", help="Bits a second each way between two parties: 100Mbit.")]
 Latency = Annotated[str, typer.Option("--latency", help="Round trip between two parties, as ping shows it: 20ms.")]
+Cores = Annotated[
+    int | None,
+    typer.Option("--cores", help="Of one machine that runs all parties; without it each has a machine like this one."),
+]
 
 
 @app.command()
@@ -39,6 +43,7 @@ def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="job.toml of a job on columns of several parties.")],
     bandwidth: Bandwidth = "1Gbit",
     latency: Latency = "1ms",
+    cores: Cores = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
     """Forecast bytes, rounds and seconds of each phase at each party, before anything runs. Sends nothing.
@@ -51,7 +56,7 @@ def plan(
     from cli.job_forecast import document, forecast_of, lines, link_of
 
     link = link_of(bandwidth, latency)
-    found = forecast_of(plan_job(file, "plan"), link)
+    found = forecast_of(plan_job(file, "plan"), link, cores=cores)
     print(json.dumps(document(found), indent=2) if as_json else "\n".join(lines(found)))
 
 
@@ -60,6 +65,7 @@ def report(
     file: Annotated[Path, typer.Argument(metavar="REPORT", help="A party's report, state/reports/JOB.json.")],
     bandwidth: Bandwidth = "1Gbit",
     latency: Latency = "1ms",
+    cores: Cores = None,
 ) -> None:
     """What a job took at a party, beside what was forecast for it.
 
@@ -69,7 +75,7 @@ def report(
     from veil.jobs.spec import parse
 
     measured = read_report(file)
-    for line in compared(measured, forecast_of(parse(measured.job_text), link_of(bandwidth, latency))):
+    for line in compared(measured, forecast_of(parse(measured.job_text), link_of(bandwidth, latency), cores=cores)):
         print(line)
 
 

@@ -13,7 +13,8 @@ from veil.errors import ConfigError
 if TYPE_CHECKING:
     from party.report import JobReport
     from veil.jobs.spec import JobSpec
-    from veil.trainers.columns.forecast import Link, PartyForecast
+    from veil.trainers.columns.forecast import PartyForecast
+    from veil.trainers.columns.speeds import Link
 
 _BITS = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -22,7 +23,7 @@ _LARGEST_REPORT_BYTES = 4 * 1024 * 1024
 
 def link_of(bandwidth: str, latency: str) -> Link:
     """A link from texts such as "100Mbit" (a second, each way) and "20ms" (there and back)."""
-    from veil.trainers.columns.forecast import Link
+    from veil.trainers.columns.speeds import Link
 
     return Link(_number(bandwidth, _BITS, "bandwidth"), _number(latency, _SECONDS, "latency"))
 
@@ -34,17 +35,31 @@ def _number(text: str, units: dict[str, float], what: str) -> float:
     return float(found[1]) * units[found[2]]
 
 
-def forecast_of(spec: JobSpec, link: Link) -> list[PartyForecast]:
-    """What a job takes at each party. Raises `ConfigError` for a trainer that has no forecast."""
-    from veil.jobs.columns import ColumnsTrainer
-    from veil.trainers.columns.forecast import Speeds, forecast
+def forecast_of(spec: JobSpec, link: Link, *, cores: int | None = None) -> list[PartyForecast]:
+    """What a job takes at each party. Raises `ConfigError` for a trainer that has no forecast.
 
+    cores: of one machine that runs all parties, the dealer and the coordinator; None: each has its own machine.
+    """
+    from veil.jobs.columns import ColumnsTrainer
+    from veil.jobs.predictions import PredictionsTrainer
+    from veil.jobs.side import SideTrainer
+    from veil.trainers.columns.forecast import forecast
+    from veil.trainers.columns.prediction_plan import forecast_predictions
+    from veil.trainers.columns.speeds import Speeds
+
+    if isinstance(spec.trainer, PredictionsTrainer):
+        made = spec.trainer.correlated and spec.trainer.triples == "he"
+        return forecast_predictions(spec, link, Speeds.measure(ciphertexts=made, cores=cores))
+    if isinstance(spec.trainer, SideTrainer):
+        from veil.trainers.side.forecast import forecast_side
+
+        return forecast_side(spec, link, Speeds.measure(ciphertexts=spec.trainer.triples == "he", cores=cores))
     if not isinstance(spec.trainer, ColumnsTrainer):
         raise ConfigError(
-            f"got trainer {spec.trainer.kind!r}, expected columns",
+            f"got trainer {spec.trainer.kind!r}, expected columns, predictions or side",
             hint="other trainers send each release's numbers once to each peer: 8 bytes a number, 2 rounds a release",
         )
-    return forecast(spec, link, Speeds.measure(ciphertexts=spec.trainer.triples == "he"))
+    return forecast(spec, link, Speeds.measure(ciphertexts=spec.trainer.triples == "he", cores=cores))
 
 
 def lines(found: list[PartyForecast]) -> Iterator[str]:

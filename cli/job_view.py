@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from cli.job_client import phase_name
+from veil.jobs.predictions import PredictionsTrainer
 from veil.jobs.spec import JobSpec, digest
 from veil.wire.v1 import coordinator_pb2 as wire
 from veil.wire.v1 import job_pb2
@@ -32,6 +33,19 @@ def plan_lines(spec: JobSpec) -> Iterator[str]:
 
     yield f"text      {spec.text()}"
     yield f"digest    {digest(spec.text()).hex()}"
+    trainer = spec.trainer
+    if isinstance(trainer, PredictionsTrainer):
+        yield f"parties   {', '.join(spec.parties)}; dealer {spec.dealer}"
+        yield f"model     {trainer.model}"
+        yield (
+            f"opens     {trainer.openings[0].name} of {trainer.alignment.result} slots to {trainer.recipient} alone, "
+            f"of its own users, with {trainer.bits} fractional bits; alignment {trainer.alignment.mode}"
+        )
+        yield (
+            f"privacy   no noise, nothing spent: each score tells {trainer.recipient} one known function of the user's "
+            "columns"
+        )
+        return
     yield f"parties   {', '.join(spec.parties)}; dealer {spec.dealer}; noise drawn by {spec.privacy.noise.source}"
     yield f"{'release':12} {'shape':>16} {'sensitivity':>14} {'sigma':>14} {'noise multiplier':>17}"
     for release in spec.releases:
@@ -64,6 +78,8 @@ def record_lines(record: wire.JobRecord) -> Iterator[str]:
 
 def outcome_text(outcome: job_pb2.Outcome) -> str:
     """Digest and cost of a published model."""
+    if outcome.delta == "0":  # of a job that releases nothing and publishes no model
+        return f"statement sha256:{outcome.manifest_digest.hex()}, nothing spent"
     epsilon = outcome.epsilon_micro / 1e6
     return f"manifest sha256:{outcome.manifest_digest.hex()}, epsilon {epsilon:.4f} at delta {outcome.delta}"
 

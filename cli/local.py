@@ -67,6 +67,7 @@ class PartySite:
     name: str
     source: Path
     read: Mapping[str, object] = field(default_factory=dict)
+    align: bool = False
     epsilon: float = 100.0
     delta: float = 1e-5
 
@@ -116,6 +117,7 @@ class LocalConsortium:
                 "source": str(site.source),
                 "pseudonym_key": str(self.root / f"party-{site.name}" / "pseudonym.key"),
                 "read": dict(site.read),
+                "align": site.align,
             },
         }
 
@@ -136,10 +138,25 @@ class LocalConsortium:
         return self._start(site.name, "party", {**self.party_config(site, catalogue), **(changes or {})})
 
     def start_columns_party(
-        self, name: str, columns: Mapping[str, object], *, epsilon: float = 100.0, delta: float = 1e-5
+        self,
+        name: str,
+        columns: Mapping[str, object],
+        *,
+        epsilon: float = 100.0,
+        delta: float = 1e-5,
+        predictions: Mapping[str, object] | None = None,
+        catalogue: Path | None = None,
     ) -> Process:
-        """Starts the daemon of a party that gives columns to joint models; `columns` is that section of its file."""
+        """Starts the daemon of a party that gives columns to joint models; `columns` is that section of its file.
+
+        predictions: the section of that name; without it none of the party's rows are scored. catalogue: for columns
+        that add to a recommender.
+        """
         config = {**self._party_basics(name, epsilon, delta), "columns": dict(columns)}
+        if predictions is not None:
+            config["predictions"] = dict(predictions)
+        if catalogue is not None:
+            config["catalogue"] = str(catalogue)
         return self._start(name, "party", config)
 
     def start_scoring(self, model: Path, **changes: object) -> Process:

@@ -34,6 +34,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "index": ("cli.index", "app", "The encoded items that a scoring server reads: build, show, update, remove."),
     "tokens": ("cli.tokens", "app", "Bearer tokens for clients of a scoring server: add, list, revoke."),
     "predict": ("cli.predict", "predict", "Predictions of a published model on columns of several parties."),
+    "score-rows": ("cli.score_rows", "score_rows", "Ask a server for scores of rows without showing it a feature."),
     "recommend": ("cli.recommend", "recommend", "Ask a server for recommendations without showing it the history."),
     "tune": ("cli.tune", "tune", "Choose layout and parameters of encrypted scoring for a link, checked by trial."),
     "baseline": (

@@ -109,7 +109,9 @@ def _sizes(seat: Seat) -> tuple[Any, Any]:
 
     rows, features, batch = (seat.number(name) for name in ("rows", "features", "batch"))
     widths = (features, *(0 for _ in range(seat.parties - 1)))
-    layout = Layout(rows, widths, 1, _FEATURE_BITS, norm=_LARGEST * features**0.5)
+    norm = _LARGEST * features**0.5
+    shares = (int(norm * 2**_FEATURE_BITS), *(0 for _ in range(seat.parties - 1)))
+    layout = Layout(rows, widths, 1, _FEATURE_BITS, norm=norm, shares=shares)
     # rate / 2^rate_bits is the learning rate over the batch; batches of 1024 make it a power of two.
     rate_bits = 24
     rate = round(seat.options["learning_rate"] / batch * 2**rate_bits)

@@ -78,6 +78,12 @@ def check(
     if prepared.columns is not None:
         held = prepared.columns
         print(f"columns    {held.rows} rows, {len(held.use)} columns for joint models, {len(held.labels)} labels")
+    if prepared.identifiers is not None:
+        print(f"ids        of {prepared.identifiers.users} users kept, for jobs that align them")
+    if settings.predictions is not None:
+        rules = settings.predictions
+        told = ", ".join(rules.recipients) or "nobody else"
+        print(f"scores     of {rules.source.name} to {told}, {rules.rows_a_day} rows a day")
     if prepared.interactions is not None:
         rows = prepared.interactions
         print(

@@ -34,7 +34,7 @@ from coordinator.states import (
     phase_of,
 )
 from coordinator.turn import Turn
-from veil.jobs.reports import Failure, Progress
+from veil.jobs.reports import PREDICT, Failure, Progress
 
 
 def step(state: State, event: m.Event, now_ms: int) -> tuple[State, list[m.Command]]:
@@ -184,7 +184,8 @@ def _finished(turn: Turn, job: Active, event: m.Finished) -> None:
         return
     current = replace(job, outcomes={**job.outcomes, event.party: event.outcome})
     turn.put(current)
-    turn.record(current, f"{event.party} has published", party=event.party)
+    scored = PREDICT in current.plan.steps
+    turn.record(current, f"{event.party} has {'finished' if scored else 'published'}", party=event.party)
     if len(current.outcomes) < len(current.plan.parties):
         return
     failure = disagreement(current.plan.parties, current.outcomes)
@@ -200,7 +201,8 @@ def _finished(turn: Turn, job: Active, event: m.Finished) -> None:
         outcome=event.outcome,
     )
     turn.put(done)
-    turn.record(done, "every party holds the same model", outcome=event.outcome)
+    line = "the scores are with their recipient" if scored else "every party holds the same model"
+    turn.record(done, line, outcome=event.outcome)
     for party in done.plan.parties:
         if party in turn.members:
             turn.tell(m.Confirm(party, done.job_id))

@@ -14,20 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator import messages as m
-from coordinator.convert import command_to_wire, entry_to_wire, refresh_to_wire, welcome_to_wire
+from coordinator.convert import command_to_wire, welcome_to_wire
 from coordinator.outlet import Outlet
 from coordinator.rounds import step
 from coordinator.schema import plan_of
 from coordinator.states import Ended, Job, Phase, Rules, State, phase_of
 from coordinator.store import Row, Store
+from coordinator.watchers import Watchers
 from veil.errors import InputError, StateError, VeilError
 from veil.jobs.reports import Failure
 from veil.jobs.spec import JobSpec, digest
 from veil.wire.v1 import coordinator_pb2 as wire
 
 TICK_S = 0.5
-_REFRESH_INTERVAL_MS = 250
-_MOST_LIVE_EVENTS = 1_000
 _LOG = logging.getLogger("veil.coordinator")
 
 
@@ -73,9 +72,7 @@ class Switchboard:
         self._clock = clock or system_clock()
         self._lock = threading.RLock()
         self._lines: dict[str, Line] = {}
-        self._watchers: dict[str, list[Outlet[wire.WatchJobResponse]]] = {}
-        self._sequences: dict[str, int] = {}
-        self._refreshed: dict[str, dict[str, int]] = {}
+        self._watchers = Watchers(limits.watchers)
         self._sessions = 0
         self._closed = False
         self._state = State(rules=rules, jobs={job.job_id: job for job in store.resume()})
@@ -190,21 +187,7 @@ class Switchboard:
         with self._lock:
             self._check_open()
             row = self.find(job_id)
-            self._watchers = {
-                key: kept for key, outlets in self._watchers.items() if (kept := [o for o in outlets if not o.closed])
-            }
-            if sum(map(len, self._watchers.values())) >= self._limits.watchers:
-                raise StateError(f"got more than {self._limits.watchers} watchers, expected at most that many")
-            history = self._store.history(job_id)
-            outlet: Outlet[wire.WatchJobResponse] = Outlet(len(history) + _MOST_LIVE_EVENTS)
-            for entry in history:
-                outlet.put(entry_to_wire(entry))
-            if isinstance(row.job, Ended):
-                outlet.close()
-            else:
-                self._sequences[job_id] = history[-1].sequence
-                self._watchers.setdefault(job_id, []).append(outlet)
-            return outlet
+            return self._watchers.add(job_id, self._store.history(job_id), ended=isinstance(row.job, Ended))
 
     # --- the machine ------------------------------------------------------------------------------------------------
 
@@ -221,9 +204,7 @@ class Switchboard:
             record = entry.record
             level = logging.INFO if record.progress is None else logging.DEBUG
             _LOG.log(level, "job %s %s: %s", record.job_id[:8], record.phase.name, record.line)
-            for outlet in self._watchers.get(record.job_id, ()):
-                self._sequences[record.job_id] = entry.sequence
-                outlet.put(entry_to_wire(entry))
+            self._watchers.show(entry)
         for command in commands:
             self._carry_out(command, now_ms, older)
 
@@ -232,12 +213,9 @@ class Switchboard:
             case m.Record():
                 pass  # written and shown before everything else
             case m.Refresh():
-                self._refresh(command, now_ms)
+                self._watchers.refresh(command, now_ms)
             case m.Close():
-                for outlet in self._watchers.pop(command.job_id, []):
-                    outlet.close()
-                self._sequences.pop(command.job_id, None)
-                self._refreshed.pop(command.job_id, None)
+                self._watchers.end(command.job_id)
             case m.HangUp():
                 self._hang_up(command, older)
             case m.Propose() | m.Start() | m.Stop() | m.Confirm():
@@ -246,17 +224,6 @@ class Switchboard:
                     row = self._store.find(command.job_id) if isinstance(command, m.Propose) else None
                     text, job_digest = (row.text, row.job.plan.digest) if row else ("", b"")
                     line.outlet.put(command_to_wire(command, text, job_digest))
-
-    def _refresh(self, command: m.Refresh, now_ms: int) -> None:
-        """Shows newer numbers, a few times a second at most: a watcher's outlet is bounded."""
-        outlets = self._watchers.get(command.job_id, ())
-        shown = self._refreshed.setdefault(command.job_id, {}) if outlets else {}
-        if not outlets or now_ms - shown.get(command.party, 0) < _REFRESH_INTERVAL_MS:
-            return
-        shown[command.party] = now_ms
-        message = refresh_to_wire(command, self._sequences[command.job_id], now_ms)
-        for outlet in outlets:
-            outlet.put(message)
 
     def _hang_up(self, command: m.HangUp, older: Line | None) -> None:
         for line in (older, self._lines.get(command.party)):
@@ -300,9 +267,7 @@ class Switchboard:
                 self._closed = True
                 for line in self._lines.values():
                     line.outlet.close(StateError("the coordinator stops", hint="join again in a moment"))
-                for outlets in self._watchers.values():
-                    for outlet in outlets:
-                        outlet.close(StateError("the coordinator stops", hint="watch again in a moment"))
+                self._watchers.close(StateError("the coordinator stops", hint="watch again in a moment"))
                 self._lines.clear()
         self._ticker.join(timeout=5)
         self._store.close()

@@ -1,9 +1,10 @@
 """What the dealer knows of each job, and the rules by which it hands out randomness. No network, no clock of its own.
 
-Rules: a party registers once for a job, with the text whose digest it signed; all present the same digest; noise
-parameters come from that text alone; only rank 0 asks for corrections, after everybody has registered, in order, each
-index once and each release's noise once; a job is forgotten on request of one of its parties or when it is idle too
-long. Seeds live in memory only and are never printed.
+Rules: a job is its identifier and the text whose digest its parties signed, so that nobody who knows the identifier
+takes it from them with another text; a party registers once for an identifier; noise parameters come from that text
+alone; only rank 0 asks for corrections, after everybody has registered, in order, each index once and each release's
+noise once; a job is forgotten on request of one of its parties or when it is idle too long. Seeds live in memory only
+and are never printed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ class Limits:
 @dataclass(repr=False)
 class _Job:
     spec: JobSpec
-    digest: bytes
     opened_by: str
     last_used_s: float
     seeds: dict[int, bytes] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Sessions:
         self._clock = clock
         self._entropy = entropy
         self._noise_source = noise_source
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[tuple[str, bytes], _Job] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -98,7 +98,9 @@ class Sessions:
         rank = self._rank(caller, spec)
         with self._lock:
             self._expire()
-            job = self._jobs.get(job_id)
+            if self._registered(caller, job_id) is not None:
+                raise StateError(f"got party {caller.name!r} a second time, expected each once for a job")
+            job = self._jobs.get((job_id, own_digest))
             if job is None:
                 if len(self._jobs) >= self._limits.sessions:
                     raise StateError(f"got {len(self._jobs)} jobs already, expected fewer", hint="try again later")
@@ -107,13 +109,7 @@ class Sessions:
                         f"got {self._limits.sessions_of_a_party} jobs that {caller.name} has opened, expected fewer",
                         hint="try again later",
                     )
-                job = self._jobs[job_id] = _Job(spec, own_digest, caller.name, self._clock())
-            if not hmac.compare_digest(job.digest, own_digest):
-                raise ProtocolMismatch(
-                    "got another digest than the parties before, expected one", culprits=(caller.name,)
-                )
-            if rank in job.seeds:
-                raise StateError(f"got party {caller.name!r} a second time, expected each once for a job")
+                job = self._jobs[job_id, own_digest] = _Job(spec, caller.name, self._clock())
             job.seeds[rank] = self._entropy(SEED_BYTES)
             job.last_used_s = self._clock()
             return job.seeds[rank]
@@ -122,7 +118,7 @@ class Sessions:
         """The correction of item number `index`, int64 of the item's dependent shape, for the party of rank 0."""
         with self._lock:
             self._expire()
-            job = self._find(job_id)
+            job = self._find(caller, job_id)
             self._check_ready(job, caller)
             if job.busy or index != job.next_index or index >= self._limits.items:
                 expected = f"index {job.next_index} below {self._limits.items}, one at a time"
@@ -152,7 +148,7 @@ class Sessions:
         """
         with self._lock:
             self._expire()
-            job = self._find(job_id)
+            job = self._find(caller, job_id)
             self._check_ready(job, caller)
             if job.engine is None:
                 seeds = [job.seeds[rank] for rank in range(len(job.spec.parties))]
@@ -209,11 +205,11 @@ class Sessions:
     def close(self, caller: Identity, job_id: str) -> None:
         """Forgets a job. One party is enough: without all of them no job goes on. A forgotten job is forgotten."""
         with self._lock:
-            job = self._jobs.get(job_id)
-            if job is None:
-                return
-            self._rank(caller, job.spec)
-            del self._jobs[job_id]
+            own = [key for key, job in self._jobs.items() if key[0] == job_id and _member(caller, job.spec)]
+            if not own and any(held == job_id for held, _ in self._jobs):
+                raise IdentityError(f"got {caller}, expected a party of the job")
+            for key in own:
+                del self._jobs[key]
 
     def expire(self) -> int:
         """Forgets idle jobs; how many are left."""
@@ -223,20 +219,30 @@ class Sessions:
 
     def _expire(self) -> None:
         oldest = self._clock() - self._limits.idle_s
-        for job_id in [job_id for job_id, job in self._jobs.items() if job.last_used_s < oldest and not job.busy]:
-            del self._jobs[job_id]
+        for key in [key for key, job in self._jobs.items() if job.last_used_s < oldest and not job.busy]:
+            del self._jobs[key]
 
-    def _find(self, job_id: str) -> _Job:
-        job = self._jobs.get(job_id)
+    def _registered(self, caller: Identity, job_id: str) -> _Job | None:
+        """The job of that identifier for which the caller has registered: one at most."""
+        for (held, _), job in self._jobs.items():
+            if held == job_id and _member(caller, job.spec) and job.spec.rank(caller.name) in job.seeds:
+                return job
+        return None
+
+    def _find(self, caller: Identity, job_id: str) -> _Job:
+        job = self._registered(caller, job_id)
         if job is None:
             raise StateError("got a job that is not open here, expected OpenSession first", hint="it may have expired")
         return job
 
     def _rank(self, caller: Identity, spec: JobSpec) -> int:
-        in_roster = caller.role is Role.PARTY and caller.consortium == spec.consortium and caller.name in spec.parties
-        if not in_roster:
+        if not _member(caller, spec):
             raise IdentityError(f"got {caller}, expected a party of the job: {', '.join(spec.parties)}")
         return spec.rank(caller.name)
+
+
+def _member(caller: Identity, spec: JobSpec) -> bool:
+    return caller.role is Role.PARTY and caller.consortium == spec.consortium and caller.name in spec.parties
 
 
 def payload_bytes(tensor: Tensor) -> memoryview:

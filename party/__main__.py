@@ -34,11 +34,16 @@ def run(config_path: Path) -> None:
         signal.signal(number, lambda *_: stopping.set())
     server = serve(config.listen, credentials, [daemon.mesh.service(), service.service(daemon)], max_workers=32)
     _LOG.info("party %s listening on %s", daemon.name, server.address)
+    direct = None
+    if config.listen_direct is not None:
+        direct = daemon.mesh.listen_direct(config.listen_direct, credentials)
     daemon.link.start()
     try:
         stopping.wait()
     finally:
         daemon.close()
+        if direct is not None:
+            direct.close()
         server.stop(_GRACE_S)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,14 +20,14 @@ import numpy as np
 import polars as pl
 
 from party.config import Columns
-from veil.errors import DataError, PolicyError
+from veil.errors import DataError, PolicyError, StateError
 from veil.files import write_atomic
 from veil.recsys import table
 from veil.recsys.reading import ReadReport
 from veil.recsys.table import LINE, REASON
 from veil.tabular.reading import PartyTable, read_party
 from veil.tabular.rows import take_rows
-from veil.tabular.schema import MOST_ROWS, TabularSchema
+from veil.tabular.schema import MOST_ROWS, ColumnsSchema
 
 _LOG = logging.getLogger("veil.party.columns")
 _REPORTED_LINES: Final = 20
@@ -38,6 +39,23 @@ SCRATCH: Final = "correlations-"
 def scratch(folder: Path, job_digest: bytes) -> Path:
     """Where a job without a dealer keeps its correlations, in the folder of prepared rows."""
     return folder / f"{SCRATCH}{job_digest.hex()[:32]}"
+
+
+def fresh_scratch(folder: Path, job_digest: bytes) -> Path:
+    """That folder, new and empty, mode 0700. What a run that died has left there is removed, since a part of it may be
+    used. Raises `StateError` where that is not possible."""
+    path = scratch(folder, job_digest)
+    try:
+        if path.exists():
+            _LOG.warning("removing correlations that a run of this job has left: none of them is used again")
+            shutil.rmtree(path)
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise StateError(
+            f"got no new folder for correlations at {path.name}: {error.strerror or error}",
+            hint="remove what lies there",
+        ) from None
+    return path
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class HeldColumns:
         """What the party's status shows."""
         return ReadReport(rows_read=self.rows, rows_kept=self.rows, users=self.rows)
 
-    def check(self, schema: TabularSchema, party: str, most: int | None) -> None:
+    def check(self, schema: ColumnsSchema, party: str, most: int | None) -> None:
         """Raises `PolicyError` for what the party does not give, `DataError` for values that do not fit the schema.
 
         most: the largest number of rows that the job has room for; None: no row is looked at.
@@ -66,7 +84,7 @@ class HeldColumns:
 
 
 def check_names(
-    schema: TabularSchema, party: str, identifier: str, use: tuple[str, ...], labels: tuple[str, ...]
+    schema: ColumnsSchema, party: str, identifier: str, use: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
     """Raises `PolicyError` unless the job takes of this party only what it gives."""
     mine = schema.of(party)
@@ -81,7 +99,7 @@ def check_names(
             f"got columns {', '.join(map(repr, others[:8]))} of {party}, expected some that it gives",
             hint="[columns] use in the party's config",
         )
-    if schema.label_party == party and schema.label.name not in labels:
+    if schema.label is not None and schema.label_party == party and schema.label.name not in labels:
         raise PolicyError(
             f"got label {schema.label.name!r} at {party}, expected one that it gives",
             hint="[columns] labels in the party's config",
@@ -110,7 +128,7 @@ def prepare(section: Columns, folder: Path) -> HeldColumns:
     return HeldColumns(path, section.identifier, section.use, section.labels, len(kept))
 
 
-def read_columns(path: Path, schema: TabularSchema, party: str) -> PartyTable:
+def read_columns(path: Path, schema: ColumnsSchema, party: str) -> PartyTable:
     """The prepared columns under a job's schema. At the label's party only rows that have a label: no other counts."""
     found = read_party(path, schema.model_copy(update={"slots": MOST_ROWS}), party)
     if found.labels is None:

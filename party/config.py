@@ -37,6 +37,9 @@ class Data(Section):
     read: ReadConfig
     # 32 random bytes that turn user ids into pseudonyms; made on first use, mode 0600, never leaves this machine.
     pseudonym_key: Path
+    # Keep the users' ids too, in a file of mode 0600, for jobs that join these rows with other parties' columns: users
+    # are aligned by ids, which enter a job under a blinding of its own. Without it no such job is signed.
+    align: bool = False
 
 
 class Texts(Section):
@@ -81,6 +84,42 @@ class Columns(Section):
         return self
 
 
+class Predictions(Section):
+    """New rows of this party's users that published models may score, and who may learn the scores.
+
+    What a score tells: one known function of a user's columns here (for logistic regression a linear one), up to the
+    grid that the job states, with no noise. Several models tell several functions, and as many linear ones as a user
+    has columns tell the columns; a model with hidden units tells one number more in every job. So `recipients` should
+    be parties that may know that much of these users, and `rows_a_day` bounds how fast they can learn it. The models
+    are those that this party has signed. Rows have the identifier and the columns that [columns] lists.
+    """
+
+    source: Path
+    format: TableFormat = TableFormat()
+    # Parties that may learn scores of this party's users. Empty: none.
+    recipients: tuple[Name, ...] = Field(default=(), max_length=256)
+    # Rows of this party scored for others within 24 hours, over all jobs, counted as the jobs declare them.
+    rows_a_day: int = Field(default=100_000, ge=1, le=2**40)
+
+
+class Mesh(Section):
+    """What carries messages between parties while a job runs, once they have met over mutual TLS.
+
+    "gloo" gives up encryption, authentication of who sends, and reconnection (`veil.mpc.gloo_plane`): whoever can read
+    the network learns the parties' own numbers. All parties of a job must have the same.
+    """
+
+    plane: Literal["grpc", "gloo"] = "grpc"
+    # With gloo: own address or name that peers can reach. gloo takes any free port there and tells it over the mesh.
+    gloo_host: str | None = Field(default=None, min_length=1, max_length=253)
+
+    @model_validator(mode="after")
+    def _host_for_gloo(self) -> Self:
+        if (self.plane == "gloo") != (self.gloo_host is not None):
+            raise ValueError('expected gloo_host with plane = "gloo" and not without')
+        return self
+
+
 class Budget(Section):
     """What may be released over all jobs, for ever."""
 
@@ -99,6 +138,9 @@ class Approval(Section):
     noise_sources: tuple[Literal["dealer", "parties"], ...] = ("dealer", "parties")
     # Against how many parties that pool their draws the noise of a job must hold. Empty: all others.
     min_colluding: int | None = Field(default=None, ge=0, le=15)
+    # With "policy": jobs on columns answered by rules alone within 24 hours; others wait for a person. Whether such a
+    # job is signed tells whoever submits it something of the rows, and they can ask again with other numbers.
+    row_answers_a_day: int = Field(default=20, ge=0, le=1000)
 
 
 class PartyConfig(Section):
@@ -107,6 +149,9 @@ class PartyConfig(Section):
     # Address that the one port is bound to, and the address at which peers reach it.
     listen: Address
     advertise: Address
+    # Where other parties' streams are taken without gRPC, over TLS alone, which makes rounds about three times as fast:
+    # reached at the host of `advertise` and this port. Empty, or at the other party empty: all of it goes over gRPC.
+    listen_direct: Address | None = None
     # Directory with key.pem, cert.pem and authority.pem.
     credentials: Path
     # Directory for the ledger, the prepared rows and the models. Mode 0700.
@@ -120,6 +165,9 @@ class PartyConfig(Section):
     texts: Texts | None = None
     columns: Columns | None = None
     users: Users | None = None
+    # Without it no job scores this party's rows; its columns are those of [columns].
+    predictions: Predictions | None = None
+    mesh: Mesh = Mesh()
     budget: Budget
     approval: Approval
     # Operators (by certificate name) who may ask for the status and decide on jobs.
@@ -137,6 +185,8 @@ class PartyConfig(Section):
             raise ValueError("got neither [data] nor [texts] nor [columns], expected the party's rows")
         if recommends and self.catalogue is None:
             raise ValueError("got no catalogue, expected one beside [data] or [texts]")
+        if self.predictions is not None and self.columns is None:
+            raise ValueError("got [predictions] without [columns], expected both: it says which columns may be used")
         if self.users is not None and not recommends:
             raise ValueError("got [users] without [data] or [texts], expected one of them")
         if self.texts is not None and (self.texts.pseudonym_key is None) == (self.data is None):
@@ -164,7 +214,7 @@ def _absolute(config: PartyConfig, root: Path) -> PartyConfig:
     changes: dict[str, Any] = {name: root / getattr(config, name) for name in ("credentials", "state")}
     changes["catalogue"] = config.catalogue and root / config.catalogue
     changes["modules"] = {name: root / path for name, path in config.modules.items()}
-    for name in ("data", "texts", "users", "columns"):
+    for name in ("data", "texts", "users", "columns", "predictions"):
         section = getattr(config, name)
         if section is not None:
             paths = {key: root / value for key, value in section if isinstance(value, Path)}

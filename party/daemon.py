@@ -15,8 +15,11 @@ from pathlib import Path
 from party import store
 from party.config import PartyConfig
 from party.link import CoordinatorLink
+from party.prediction_rows import HeldPredictions
 from party.review import Reviewed, review
+from party.row_answers import RowAnswers, looks_at_rows
 from party.run import JobRun
+from party.state_folder import prepare_state
 from veil.errors import DataError, PolicyError, StateError, VeilError, WireError
 from veil.files import read_bounded, write_atomic
 from veil.identity.credentials import Credentials
@@ -51,12 +54,14 @@ class Daemon:
         self.config = config
         self.credentials = credentials
         self.name = credentials.identity.name
-        _prepare_state(config.state)
+        prepare_state(config.state)
         self.catalogue = None if config.catalogue is None else Catalogue.load(config.catalogue)
         self.prepared = store.prepare(config, self.catalogue)
         self.ledger = Ledger(
             config.state / "ledger.sqlite", epsilon_limit=config.budget.epsilon, delta=config.budget.delta
         )
+        self.predictions = HeldPredictions.of(config, credentials.authority_pem)
+        self._row_answers = RowAnswers(config.state, config.approval.row_answers_a_day)
         self.mesh = MeshServicer()
         self._lock = threading.Lock()
         self._pending: dict[str, Pending] = {}
@@ -117,7 +122,7 @@ class Daemon:
             elif command == "stop":
                 self._stop(response.stop.job_id, convert.failure_from_wire(response.stop.failure))
             elif command == "confirmed":
-                _LOG.info("job %s: every party holds the same model", response.confirmed.job_id[:8])
+                _LOG.info("job %s: every party has ended it alike", response.confirmed.job_id[:8])
         except VeilError as error:
             _LOG.warning("command %s: %s", command, error)
         except Exception:  # noqa: BLE001 - whatever one command does, the party must hear the next one
@@ -135,6 +140,8 @@ class Daemon:
             modules=self.config.modules,
             users=self.config.users,
             columns=self.prepared.columns,
+            identifiers=self.prepared.identifiers,
+            predictions=self.predictions,
             consented=consented,
         )
 
@@ -147,13 +154,14 @@ class Daemon:
             return None
 
     def _consider(self, job: job_pb2.Job) -> None:
-        by_policy = self.config.approval.mode == "policy"
-        reviewed = self._review_or_refuse(job, consented=by_policy)
+        reviewed = self._review_or_refuse(job, consented=False)
         if reviewed is None:
             return
         # The coordinator proposes again whenever this party comes back; a person is asked once for a digest.
-        if by_policy or self._approved_before(job.job_id, reviewed.digest):
-            final = reviewed if by_policy else self._review_or_refuse(job, consented=True)
+        approved = self._approved_before(job.job_id, reviewed.digest)
+        if approved or self._by_rules(reviewed):
+            again = approved or looks_at_rows(reviewed.spec)
+            final = self._review_or_refuse(job, consented=True) if again else reviewed
             if final is not None:
                 self._sign(job.job_id, final)
             return
@@ -162,6 +170,15 @@ class Daemon:
                 self._pending.pop(next(iter(self._pending)))
             self._pending[job.job_id] = Pending(job, reviewed)
         _LOG.info("job %s waits for a decision: veil party approve", job.job_id[:8])
+
+    def _by_rules(self, reviewed: Reviewed) -> bool:
+        """Whether nobody is asked. Whether rows fit a job tells something of them: answered so many times a day."""
+        if self.config.approval.mode != "policy":
+            return False
+        if not looks_at_rows(reviewed.spec) or self._row_answers.admit(reviewed.digest):
+            return True
+        _LOG.warning("as many jobs on columns as [approval] row_answers_a_day allows were answered: a person decides")
+        return False
 
     def _sign(self, job_id: str, reviewed: Reviewed) -> None:
         approval = signing.approve(self.credentials, reviewed.digest)
@@ -202,6 +219,7 @@ class Daemon:
                 credentials=self.credentials,
                 rows=self.prepared.path,
                 columns=None if self.prepared.columns is None else self.prepared.columns.path,
+                predictions=None if self.predictions is None else self.predictions.record,
                 ledger=self.ledger,
                 mesh=self.mesh,
                 predecessors=predecessors,
@@ -281,16 +299,3 @@ class Daemon:
         for run in runs:
             run.stop(StateError(f"{self.name} is shutting down"))
         self.link.stop()
-
-
-def _prepare_state(state: Path) -> None:
-    """Makes the directory, or refuses one that others may enter, or one that has published but lost its ledger."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    mode = state.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise StateError(f"got mode {mode:04o} on {state}, expected 0700", hint=f"chmod 700 {state}")
-    if not (state / "ledger.sqlite").exists() and any((state / "models").glob("*")):
-        raise StateError(
-            f"got {state} with published models and without ledger.sqlite, expected what was spent on them",
-            hint="restore the ledger from its backup; a new one would forget what was spent",
-        )

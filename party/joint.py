@@ -4,16 +4,16 @@ Guarantee: what leaves this party is pseudonyms under a blinding of this job (`v
 statistics after the ledger has paid for them, and, once the job's policy admits it and all parties state the same, its
 share of the weights. Every step's noise is added to the sum while it is shared, after the ledger has paid for the step.
 
-Phases are those of the meter: "align", "statistics", "offline" (without a dealer), "prepare", "descend", "reveal".
+Phases are those of the meter, and "start" before them: "align", "statistics", "offline" (without a dealer), "prepare",
+"descend", "reveal".
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,16 +22,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from party.columns import read_columns, scratch
+from party.columns import read_columns
+from party.correlations import correlations
+from party.payments import Pay, Payments
 from veil.align.protocol import align
-from veil.errors import RevealError
 from veil.jobs.reports import ALIGN, REVEAL
 from veil.jobs.spec import JobSpec, Release
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Correlations
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.items import EngineItem
-from veil.mpc.engine.pool import Fetch, PooledCorrelations
+from veil.mpc.engine.kernels import warm_up
+from veil.mpc.engine.pool import Fetch
 from veil.mpc.engine.revealing import Revealing
 from veil.mpc.engine.values import Value
 from veil.mpc.policy import RevealPolicy
@@ -63,20 +65,21 @@ class Opens(Protocol):
 class Seat:
     """One party's place in one job.
 
-    permit: asks the daemon, which pays at the ledger or raises. fetch: at rank 0, the dealer's corrections. finished:
+    pay: asks the daemon, which pays at the ledger or refuses. fetch: at rank 0, the dealer's corrections. finished:
     told the name of each step. scratch: folder for correlations without a dealer. draw: one party's own noise, for the
-    source "parties".
+    source "parties". started_at_s: when the worker began, on this machine's monotonic clock; None: now.
     """
 
     communicator: TensorCommunicator
     job_digest: bytes
     seed: bytes
     rounds: Opens
-    permit: Callable[[Release], None]
+    pay: Pay
     fetch: Fetch | None
     finished: Callable[[str], None]
     scratch: Path
     draw: Draw = party_noise
+    started_at_s: float | None = None
 
     def __repr__(self) -> str:
         return f"Seat(rank={self.communicator.rank})"
@@ -92,8 +95,10 @@ class JointRun:
         self._rank = seat.communicator.rank
         self._party = spec.parties[self._rank]
         self._terms = ColumnsTerms.of(spec)
-        self._spent: set[str] = set()
+        steps = range(self._terms.descent.steps)
+        self._payments = Payments(seat.pay, [spec.release(step_name(step)) for step in steps])
         self._seconds: dict[str, float] = {}
+        self._started_at_s = time.monotonic() if seat.started_at_s is None else seat.started_at_s
 
     def __repr__(self) -> str:
         return f"JointRun(party={self._party!r})"
@@ -113,12 +118,15 @@ class JointRun:
 
     def run(self, file: Path) -> ColumnsPublication:
         """From the prepared columns to what is published."""
+        warm_up()  # compiled loops are loaded here and not in the first step
         whole = read_columns(file, self._terms.schema, self._party)
+        self._seconds["start"] = time.monotonic() - self._started_at_s
         with self._phase("align"):
             table, positions = self._aligned(whole)
         with self._phase("statistics"):
             found, offset = self._statistics(table)
-        own = own_columns(self._terms, table, found[self._party], positions)
+        with self._phase("prepare"):
+            own = own_columns(self._terms, table, found[self._party], positions)
         del whole, table
         weights, bits = self._descend(own, offset)
         parts = [found[party] for party in self._spec.parties]
@@ -146,9 +154,10 @@ class JointRun:
     def _statistics(self, table: PartyTable) -> tuple[dict[str, Standardisation], int]:
         """Every party's standardisation and the offset of scores, from opened sums."""
         opened = {}
+        mine = contribution(self._terms.schema, table)  # first: all parties do this at the same time
         for party in self._spec.parties:
             release = self._spec.release(release_name(party))
-            own = contribution(self._terms.schema, table) if party == self._party else np.zeros(release.shape, np.int64)
+            own = mine if party == self._party else np.zeros(release.shape, np.int64)
             opened[party] = self._seat.rounds.open(release, own)
             self._seat.finished(release.name)
         found = standardisations(self._terms, opened)
@@ -171,6 +180,8 @@ class JointRun:
                 descending = program.start(engine, own)
             for step in range(self._terms.descent.steps):
                 with self._phase("descend"):
+                    # Rounds pass before the noise: the ledger's disk is asked to write while they do.
+                    self._payments.begin(step)
                     descending.step(step)
                 seat.finished(step_name(step))
             with self._phase("reveal"):
@@ -179,39 +190,25 @@ class JointRun:
             seat.finished(REVEAL)
         return np.asarray(weights.numpy(), dtype=np.int64), value.bits
 
-    @contextmanager
-    def _correlations(self, items: Sequence[EngineItem]) -> Iterator[Correlations]:
-        """What the plan asks for: from the dealer as it goes, or made with the other parties first and stored."""
+    def _correlations(self, items: Sequence[EngineItem]) -> AbstractContextManager[Correlations]:
+        """What the plan asks for (`party.correlations`)."""
         seat = self._seat
-        if self._terms.trainer.triples == "dealer":
-            parties = len(self._spec.parties)
-            with PooledCorrelations(self._rank, parties, seat.seed, seat.fetch, items) as pool:
-                yield pool
-            return
-        # Here and not above: the ciphertexts' kernels, which other jobs do not need.
-        from veil.mpc.he.prepared import StoredCorrelations, prepare
-        from veil.mpc.he.store import Store
-
-        folder = scratch(seat.scratch, seat.job_digest)
-        folder.mkdir(mode=0o700)
-        try:
-            with self._phase("offline"):
-                prepare(self._communicator, folder / "items", items)
-            with Store(folder / "items") as opened:
-                stored = StoredCorrelations(opened)
-                stored.align(self._communicator)
-                yield stored
-        finally:
-            shutil.rmtree(folder)
+        return correlations(
+            self._communicator,
+            items,
+            triples=self._terms.trainer.triples,
+            job_digest=seat.job_digest,
+            seed=seat.seed,
+            fetch=seat.fetch,
+            scratch=seat.scratch,
+            offline=lambda: self._phase("offline"),
+        )
 
     def _noised(self, engine: Engine, step: int, gradient: Value) -> Value:
         """A step's sum with the noise of its release, which is paid for first."""
         spec, parties = self._spec, len(self._spec.parties)
         release, noise = spec.release(step_name(step)), self._spec.privacy.noise
-        if release.name in self._spent:
-            raise RevealError(f"got release {release.name!r} a second time, expected each once")
-        self._spent.add(release.name)
-        self._seat.permit(release)
+        self._payments.settle(step)
         limit_bits = noise_limit_bits(release, draws(noise, parties))
         if noise.source == "dealer":
             drawn = engine.noise(release.name, release.shape, bits=gradient.bits, limit_bits=limit_bits)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from veil.errors import ArtifactError, ProtocolMismatch
+from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.jobs.spec import JobSpec, canonical, describe
-from veil.recsys.manifest import Signature, check_created, verify_one
+from veil.recsys.manifest import Signature, check_created, sign_manifest, verify_one
 from veil.recsys.signed import parse_manifest, save_directory
 from veil.trainers.seam import Publication
 
@@ -64,6 +65,13 @@ def check_manifest(manifest: str, job_digest: bytes, *, now_s: float) -> bytes:
         raise ArtifactError(f"got a manifest of job {parsed.job_digest[:23]}…, expected {expected[:23]}…")
     check_created(parsed.created_s, now_s)
     return raw
+
+
+def sign(manifest: str, job_digest: bytes, credentials: Credentials) -> dict[str, Any]:
+    """Step (2): the daemon's signature of a manifest, as JSON types; raises `ArtifactError` for one of another job."""
+    checked = check_manifest(manifest, job_digest, now_s=time.time())
+    signature = sign_manifest(checked, credentials.identity.name, credentials.certificate_pem, credentials.sign)
+    return signature.model_dump(mode="json")
 
 
 def _created(data: object, spec: JobSpec) -> int:

@@ -7,6 +7,7 @@ which the peers saw too, and nothing else. `veil job report` prints them beside 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +17,7 @@ from veil.errors import WireError
 from veil.files import write_atomic
 from veil.jobs.spec import MAX_TEXT_BYTES, describe
 
+_LOG = logging.getLogger("veil.party.report")
 SCHEMA: Final = "veil.job-report/1"
 _MOST_ROWS = 4096
 
@@ -95,6 +97,14 @@ def write(state: Path, job_id: str, party: str, job_text: str, body: dict[str, A
     path = folder / f"{job_id}.json"
     write_atomic(path, json.dumps(report.model_dump(mode="json", by_alias=True), indent=1).encode(), mode=0o600)
     return path
+
+
+def keep(state: Path, job_id: str, party: str, job_text: str, body: dict[str, Any]) -> None:
+    """As `write`, but a disk that does not take it is a warning in the log: the job is over, and its outcome stands."""
+    try:
+        write(state, job_id, party, job_text, body)
+    except OSError as error:
+        _LOG.warning("job %s: its report is not kept: %s; make room in state/reports", job_id[:8], error.strerror)
 
 
 def read(data: bytes) -> JobReport:

@@ -13,10 +13,14 @@ from pathlib import Path
 
 from party.columns import HeldColumns
 from party.config import Approval, Users
+from party.identifiers import HeldIdentifiers
+from party.prediction_rows import HeldPredictions
 from veil import __version__
 from veil.errors import ConfigError, PolicyError, StateError
 from veil.identity.names import Identity
 from veil.jobs.columns import ColumnsTrainer
+from veil.jobs.predictions import PredictionsTrainer
+from veil.jobs.side import SideTrainer
 from veil.jobs.spec import JobSpec, QueryTrainer, digest, parse
 from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
@@ -51,12 +55,16 @@ def review(
     modules: Mapping[str, Path] | None = None,
     users: Users | None = None,
     columns: HeldColumns | None = None,
+    identifiers: HeldIdentifiers | None = None,
+    predictions: HeldPredictions | None = None,
     consented: bool = True,
 ) -> Reviewed:
     """Steps (1) to (7) of docs/protocol.md, "Signing". Raises a `VeilError` that says which step failed and why.
 
     `users`: how this party prepares attributes of its users; without it no question by attribute is signed.
     `columns`: what it gives to models on split columns; without it no such job is signed.
+    `identifiers`: of its users with interactions; without them it signs no job that joins these with others' columns.
+    `predictions`: what it lets published models score; without it no such job is signed.
     `consented`: False: whether rows fit the job is left open. A refusal tells whoever has submitted it, again and again
     with other numbers if they like, something of rows; where a person decides, not before that.
     """
@@ -82,6 +90,17 @@ def review(
                 f"got a job for {name} {spec.versions.get(name)!r}, expected {version!r}",
                 hint="install the same versions everywhere, then submit again",
             )
+    if isinstance(spec.trainer, PredictionsTrainer):
+        # It releases nothing, so (4) to (7) are other questions: the party's rules, the model, the recipient, the rows.
+        _check_company(spec, rules)
+        _check_first(own_digest, ledger)
+        if predictions is None:
+            raise PolicyError(
+                "got a job that scores rows, expected none: this party lets no row be scored",
+                hint="[predictions] in the party's config",
+            )
+        predictions.check(spec, own_digest, me.name, consented=consented)
+        return Reviewed(spec, own_digest, 0.0)
     # (4) Everybody holds the same public catalogue, where the job has one.
     _check_catalogue(spec, catalogue)
     # (5) The releases are those that the trainer makes, no more, no less, with their true sensitivity; a module is one
@@ -89,6 +108,7 @@ def review(
     check_job(spec, catalogue, modules=modules)
     _check_attributes(spec, users)
     users_at_most = _check_columns(spec, me.name, columns, consented)
+    _check_side(spec, me.name, columns, identifiers, consented)
     for release in spec.releases:
         check_headroom(
             sensitivity=release.sensitivity,
@@ -105,11 +125,15 @@ def review(
         )
     # (7) The party's own rules and what is left of its budget.
     _check_rules(spec, rules, ledger.delta)
+    _check_first(own_digest, ledger)
+    ledger.check(spec.releases)
+    return Reviewed(spec, own_digest, epsilon)
+
+
+def _check_first(own_digest: bytes, ledger: Ledger) -> None:
     # A submission has a nonce, so a digest that is on record is a job shown again: consent is for one run.
     if any(entry.digest == own_digest for entry in ledger.entries()):
         raise StateError("got a job that has run here before, expected a new one", hint="submit it anew")
-    ledger.check(spec.releases)
-    return Reviewed(spec, own_digest, epsilon)
 
 
 def _check_catalogue(spec: JobSpec, catalogue: Catalogue | None) -> None:
@@ -143,6 +167,31 @@ def _check_columns(spec: JobSpec, party: str, columns: HeldColumns | None, conse
     return terms.layout.rows
 
 
+def _check_side(
+    spec: JobSpec, party: str, columns: HeldColumns | None, identifiers: HeldIdentifiers | None, consented: bool
+) -> None:
+    """A recommender with side information: this party holds what the job takes of it, and can align it."""
+    if not isinstance(spec.trainer, SideTrainer):
+        return
+    from veil.trainers.side.dry import dry_run
+    from veil.trainers.side.terms import SideTerms
+
+    terms, rank = SideTerms.of(spec), spec.rank(party)
+    dry_run(terms, spec.releases, spec.privacy.noise, rank=rank)  # numbers fit, tensors are bounded
+    most = terms.alignment.sizes[rank]
+    if party != spec.trainer.items:
+        if columns is None:
+            raise PolicyError("got a job on columns, expected one for which this party has rows", hint="[columns]")
+        columns.check(terms.schema, party, most if consented else None)
+    elif identifiers is None:
+        raise PolicyError(
+            "got a job that aligns users with interactions by their ids, expected one on rows alone: none are kept",
+            hint="[data] with align = true in the party's config",
+        )
+    elif consented:
+        identifiers.check(party, most)
+
+
 def _check_attributes(spec: JobSpec, users: Users | None) -> None:
     # The sensitivity of a question says what one user's rows change. That holds for an attribute that is a function of
     # the user's own row. Hiding or coarsening small classes is not: where one user leaves a class of k, all others of
@@ -167,6 +216,17 @@ def _check_attributes(spec: JobSpec, users: Users | None) -> None:
             )
 
 
+def _check_company(spec: JobSpec, rules: Approval) -> None:
+    strangers = [name for name in spec.parties if rules.parties and name not in rules.parties]
+    if strangers:
+        raise PolicyError(
+            f"got a job with {', '.join(strangers)}, expected parties that this one trains with",
+            hint="[approval] parties in the party's config",
+        )
+    if len(spec.parties) < rules.min_parties:
+        raise PolicyError(f"got {len(spec.parties)} parties, expected at least {rules.min_parties}")
+
+
 def _check_rules(spec: JobSpec, rules: Approval, largest_delta: float) -> None:
     # At a larger delta the same epsilon stands for less noise: the rule on epsilon is meant at the party's own delta.
     if spec.privacy.delta > largest_delta:
@@ -174,19 +234,12 @@ def _check_rules(spec: JobSpec, rules: Approval, largest_delta: float) -> None:
             f"got delta {spec.privacy.delta:g}, expected at most {largest_delta:g}",
             hint="[budget] delta in the party's config",
         )
-    strangers = [name for name in spec.parties if rules.parties and name not in rules.parties]
-    if strangers:
-        raise PolicyError(
-            f"got a job with {', '.join(strangers)}, expected parties that this one trains with",
-            hint="[approval] parties in the party's config",
-        )
+    _check_company(spec, rules)
     if spec.privacy.epsilon > rules.max_epsilon_per_job:
         raise PolicyError(
             f"got epsilon {spec.privacy.epsilon:g}, expected at most {rules.max_epsilon_per_job:g} per job",
             hint="[approval] max_epsilon_per_job in the party's config",
         )
-    if len(spec.parties) < rules.min_parties:
-        raise PolicyError(f"got {len(spec.parties)} parties, expected at least {rules.min_parties}")
     if spec.privacy.noise.source not in rules.noise_sources:
         raise PolicyError(
             f"got noise source {spec.privacy.noise.source!r}, expected one of {', '.join(rules.noise_sources)}"

@@ -1,7 +1,8 @@
 """The prepared rows: read, checked, pseudonymised, de-identified and de-duplicated once, then plain arrays for workers.
 
 Guarantee: user ids exist only inside `prepare`; what is written holds neither ids nor pseudonyms, only which row has
-which items of the catalogue, which texts, and which declared categories. A user has one row number in all of these:
+which items of the catalogue, which texts, and which declared categories; ids are kept where the configuration says so,
+in a file of their own (`party.identifiers`, `party.columns`). A user has one row number in all of these:
 the place of their pseudonym among those of the users who have interactions or texts. Each file is replaced whole or not
 at all, mode 0600.
 """
@@ -25,6 +26,7 @@ from safetensors.numpy import save as save_arrays
 from party.columns import SCRATCH, HeldColumns
 from party.columns import prepare as prepare_columns
 from party.config import PartyConfig
+from party.identifiers import HeldIdentifiers, forget, keep
 from veil.deidentify.pipeline import Pipeline
 from veil.deidentify.report import Report, TextCounts
 from veil.deidentify.source import read_users
@@ -54,6 +56,7 @@ class Prepared:
         interactions, texts: None where the party holds none.
         deidentification: what was changed; also in `deidentification.json` beside the rows.
         columns: for models on columns of several parties; None where the party gives none.
+        identifiers: of users with interactions; None where the party keeps none.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Prepared:
     texts: TextsReport | None
     deidentification: Report
     columns: HeldColumns | None = None
+    identifiers: HeldIdentifiers | None = None
 
     @property
     def report(self) -> ReadReport:
@@ -85,6 +89,7 @@ class Prepared:
 def prepare(config: PartyConfig, catalogue: Catalogue | None) -> Prepared:
     """Reads the sources and writes what is kept to `state/rows`. Raises `DataError` with the lines at fault."""
     path = config.state / "rows" / "rows.safetensors"
+    forget(path.parent)
     if config.data is None and config.texts is None:
         prepared = Prepared(path, None, None, Report(users=0))
     elif catalogue is None:
@@ -114,8 +119,12 @@ def _prepare_users(config: PartyConfig, catalogue: Catalogue, path: Path) -> Pre
     # Made first: a rule that does not fit is told before a long file is read.
     pipeline = None if config.users is None else Pipeline(config.users.attribute, config.users.anonymity, key)
     interactions = read_report = texts = texts_report = attributes = user_counts = None
+    ids: dict[str, str] | None = None
     if config.data is not None:
-        interactions, read_report = read_interactions(config.data.source, config.data.read, catalogue.ids, key)
+        ids = {} if config.data.align else None
+        interactions, read_report = read_interactions(
+            config.data.source, config.data.read, catalogue.ids, key, identifiers=ids
+        )
     if config.texts is not None:
         labels = config.texts.labels or labels_of(catalogue)
         texts, texts_report = read_texts(config.texts.source, config.texts.read, labels, key)
@@ -140,7 +149,8 @@ def _prepare_users(config: PartyConfig, catalogue: Catalogue, path: Path) -> Pre
     write_atomic(path, _packed(PartyRows(interactions, texts, attributes), catalogue.digest), mode=0o600)
     write_atomic(path.with_name("deidentification.json"), report.json().encode(), mode=0o600)
     _log(config, read_report, texts_report, report)
-    return Prepared(path, read_report, texts_report, report)
+    identifiers = None if ids is None else keep(path.parent, ids, pseudonyms)
+    return Prepared(path, read_report, texts_report, report, identifiers=identifiers)
 
 
 def labels_of(catalogue: Catalogue) -> tuple[str, ...]:

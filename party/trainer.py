@@ -62,11 +62,16 @@ def train(
         opened = rounds.open(release, own)  # (2) to (5)
         del own
         advanced = algorithm.advance(step, opened, state) if leads or exact else {}
-        state = _loaded(rounds.broadcast(_saved(advanced) if leads else None), spec)  # (6)
+        state = shared(rounds, spec, advanced if leads else None)  # (6)
         if exact:
             _check_same(step, state, advanced, spec)
         finished(step)
     return state
+
+
+def shared(rounds: Rounds, spec: JobSpec, state: PublicState | None) -> PublicState:
+    """The lead's public state at every party; the others pass None. Raises `ProtocolMismatch`."""
+    return _loaded(rounds.broadcast(None if state is None else _saved(state)), spec)
 
 
 def _check_same(step: str, given: PublicState, own: PublicState, spec: JobSpec) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports Numba, which takes no other number afterwards; tests share the cores with their processes.
+# Before anything imports Numba or torch, which take no other number afterwards: tests share the cores with each other
+# (`make test` runs several at a time) and with their processes.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

@@ -49,7 +49,7 @@ def test_a_small_case(tmp_path: Path) -> None:
     assert 0.3 < job["auc_test"] < 1
     assert (job["noise"], job["draws"]) == ("dealer", 1)
     each = job["each"][0]
-    assert list(each["phases"]) == ["align", "statistics", "prepare", "descend", "reveal"]
+    assert list(each["phases"]) == ["start", "align", "statistics", "prepare", "descend", "reveal"]
     assert each["phases"]["descend"]["forecast_rounds"] == each["phases"]["descend"]["measured_rounds"] == 80
     assert each["forecast_bytes_per_party"] == pytest.approx(each["bytes_per_party"], rel=0.01)
     assert 0 < job["measured_s"] < job["seconds"]

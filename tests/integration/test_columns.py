@@ -23,7 +23,9 @@ from veil.jobs.reports import steps
 from veil.jobs.spec import JobSpec
 from veil.privacy import accountant
 from veil.privacy.ledger import Ledger
-from veil.trainers.columns.publication import load_columns
+from veil.tabular.reading import read_party
+from veil.tabular.rows import take_rows
+from veil.trainers.columns.publication import ColumnsModel, load_columns
 
 pytestmark = pytest.mark.integration
 
@@ -37,11 +39,16 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalConsor
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     paths = clicks.write_tables(root)
+    (root / "new").mkdir()
+    new = clicks.write_tables(root / "new", seed=8)
+    # the shop may learn what its users are likely to do, the bank may not
+    told = {clicks.BANK: [clicks.SHOP], clicks.SHOP: []}
     with LocalConsortium(root, NAMES) as made:
         made.start_coordinator()
         made.start_dealer()
         for name in NAMES:
-            made.start_columns_party(name, clicks.section(name, paths[name]), epsilon=20.0)
+            rules = {"source": str(new[name]), "recipients": told[name], "rows_a_day": clicks.SLOTS + 5}
+            made.start_columns_party(name, clicks.section(name, paths[name]), epsilon=20.0, predictions=rules)
         yield made
     if before is None:
         del os.environ["OMP_NUM_THREADS"]
@@ -89,6 +96,53 @@ def spent(consortium: LocalConsortium) -> list[float]:
     return [Ledger.existing(consortium.root / f"party-{name}" / "ledger.sqlite").spent() for name in NAMES]
 
 
+def predictions(consortium: LocalConsortium, job: str, recipient: str) -> Path:
+    file = consortium.root / "predict.toml"
+    file.write_text(
+        f'name = "score"\nparties = {list(NAMES)}\n[trainer]\nkind = "predictions"\nrecipient = "{recipient}"\n'
+        f'published = "party-bank/models/{job}"\n[trainer.alignment]\nmode = "reveal"\nsizes = [150, 150]\n'
+        f"result = {clicks.SLOTS}\n"
+    )
+    return file
+
+
+def check_scores_between_parties(consortium: LocalConsortium, job: str, model: ColumnsModel) -> None:
+    """`veil predict --job` gives the shop, and nobody else, what the model says of rows held whole."""
+    before = spent(consortium)
+    at = ("--coordinator", consortium.address("coordinator"), "--credentials", consortium.credentials(Role.OPERATOR))
+    scored = veil("predict", "--job", predictions(consortium, job, clicks.SHOP), *at)
+    assert scored.returncode == 0, scored.stderr
+    made = next(line.split()[1] for line in scored.stdout.splitlines() if line.startswith("job "))
+    file = consortium.root / "party-shop" / "predictions" / f"{made}.csv"
+    assert f"scores    at shop, in its state folder: predictions/{made}.csv" in scored.stdout
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    assert not (consortium.root / "party-bank" / "predictions").exists()
+    schema = model.schema.model_copy(update={"slots": 200})
+    tables = [read_party(consortium.root / "new" / f"{name}.csv", schema, name, labelled=False) for name in NAMES]
+    places = [{user: row for row, user in enumerate(table.identifiers)} for table in tables]
+    common = [user for user in tables[1].identifiers if user in places[0]]
+    whole = [
+        take_rows(one, np.array([place[user] for user in common])) for one, place in zip(tables, places, strict=True)
+    ]
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    assert rows[0] == ["identifier", "probability"] and [row[0] for row in rows[1:]] == common
+    np.testing.assert_allclose([float(row[1]) for row in rows[1:]], model.predict(whole), atol=2e-5)
+    # nothing is paid, and every party's log says what opened and to whom
+    assert spent(consortium) == before
+    logs = {name: consortium.processes[name].log.read_text() for name in NAMES}
+    for name, digest in ((clicks.BANK, "not known here"), (clicks.SHOP, "sha256:")):
+        assert f"opened scores [{clicks.SLOTS}] to shop alone by no mechanism: exact scores" in logs[name]
+        assert f"of the recipient's own users: {digest}" in logs[name]
+    # a linear model takes no dealer
+    assert made not in consortium.processes["dealer"].log.read_text()
+    # the other way round the shop refuses
+    with pytest.raises(PolicyError, match="expected a recipient that it lists"):
+        run(consortium, job_client.plan_job(predictions(consortium, job, clicks.BANK), "trial"))
+    # the bank's limit is one job of this size a day
+    with pytest.raises(PolicyError, match="within 24 hours"):
+        run(consortium, job_client.plan_job(predictions(consortium, job, clicks.SHOP), "trial"))
+
+
 def test_two_parties_train_pay_sign_and_log(consortium: LocalConsortium) -> None:
     spec = planned(consortium)
     job = run(consortium, spec)
@@ -96,7 +150,7 @@ def test_two_parties_train_pay_sign_and_log(consortium: LocalConsortium) -> None
     # the same bytes at every party, signed by all
     folders = [consortium.root / f"party-{name}" / "models" / job for name in NAMES]
     assert {file.name for file in folders[0].iterdir()} == {
-        *("job.json", "weights.safetensors", "columns.json", "manifest.json", "signatures.json"),
+        *("job.json", "weights.safetensors", "client.safetensors", "columns.json", "manifest.json", "signatures.json"),
     }
     for file in folders[0].iterdir():
         assert (folders[1] / file.name).read_bytes() == file.read_bytes(), file.name
@@ -142,6 +196,9 @@ def test_two_parties_train_pay_sign_and_log(consortium: LocalConsortium) -> None
     assert lines[0] == "identifier,probability"
     assert [line.split(",")[0] for line in lines[1:]] == ["a", "b"]
     assert all(0 < float(line.split(",")[1]) < 1 for line in lines[1:])
+
+    # and for the shop, of new rows that lie with both
+    check_scores_between_parties(consortium, job, model)
 
     # where the job says so the parties draw the noise and make all correlations themselves: no dealer is called
     assert job in consortium.processes["dealer"].log.read_text()

@@ -91,10 +91,14 @@ def test_three_parties_train_publish_and_pay(make_trial: Callable[[], Trial]) ->
     assert all(_spent(trial, party)[0] == pytest.approx(expected, rel=1e-9) for party in PARTIES)
 
 
-def test_noise_by_the_parties_and_a_person_who_approves(make_trial: Callable[[], Trial]) -> None:
+def test_noise_by_the_parties_and_a_person_who_approves_over_gloo(make_trial: Callable[[], Trial]) -> None:
     trial = make_trial()
-    trial.start("alpha", "beta")
-    trial.start_party("gamma", approval={"mode": "manual", "max_epsilon_per_job": 6.0})
+    trial.consortium.start_coordinator()
+    trial.consortium.start_dealer()
+    gloo = {"plane": "gloo", "gloo_host": "127.0.0.1"}
+    for name in ("alpha", "beta"):
+        trial.start_party(name, mesh=gloo)
+    trial.start_party("gamma", mesh=gloo, approval={"mode": "manual", "max_epsilon_per_job": 6.0})
     spec = trial.plan(epsilon=4.0, noise="parties")
     job = job_client.submit_job(trial.desk, spec)
     options = [
@@ -121,6 +125,8 @@ def test_noise_by_the_parties_and_a_person_who_approves(make_trial: Callable[[],
     assert "every party holds the same model" in lines[-1]
     status = veil("status")
     assert "2 releases" in status and "waiting    nothing" in status
+    for party in PARTIES:
+        assert trial.log(party).count("data plane gloo: no encryption, no authentication of peers") == 1
 
 
 def test_a_party_that_dies_in_a_round_ends_the_job_and_is_named(make_trial: Callable[[], Trial]) -> None:

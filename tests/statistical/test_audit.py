@@ -6,7 +6,6 @@ of three bounds at 99.99% each, and noise checks at 1e-6 each.
 
 from __future__ import annotations
 
-import multiprocessing
 import secrets
 import socket
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ from baseline.audit.canaries import make_canaries
 from baseline.audit.checks import noise_checks, run_checks
 from baseline.audit.mechanism import audited_run, honest
 from baseline.evaluate import simulation_spec
+from tests.unit.mpc.parties import processes
 from veil.jobs.spec import JobSpec, Release, digest, parse
 from veil.mpc.loopback import socket_pairs
 from veil.recsys.features import build_catalogue
@@ -66,7 +66,7 @@ class _Consortium:
     """Opens sums through three parties: rank 0 adds the users, rank 1 the canaries, rank 2 nothing."""
 
     def __init__(self, spec: JobSpec) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         self._parties = []
         for rank, sockets in enumerate(socket_pairs(_PARTIES)):
             here, there = context.Pipe()

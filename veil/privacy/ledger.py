@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -39,6 +39,7 @@ from veil.privacy.ledger_file import (
 from veil.privacy.ledger_rows import (
     LedgerEntry,
     LimitChange,
+    Row,
     Verified,
     extended,
     following,
@@ -110,26 +111,33 @@ class Ledger:
         """Raises `BudgetError` when the budget does not cover all of `releases` on top of what is on record."""
         self._check_covered(self._read(), releases)
 
-    def record(self, job_id: str, digest: bytes, release: Release) -> None:
-        """Puts one release on record, durably, before it opens. Checks the budget in the same transaction.
+    def record(self, job_id: str, digest: bytes, *releases: Release) -> None:
+        """Puts releases on record, durably, before they open: all or none. Checks the budget in the same transaction.
 
-        Raises `BudgetError` when the budget does not cover it, `StateError` when this job has recorded a release of
-        that name before (nothing opens twice), `InputError` for a malformed job id or digest. Nothing is recorded then.
+        Raises `BudgetError` when the budget does not cover them, `StateError` when this job has recorded a release of
+        one's name before (nothing opens twice), `InputError` for a malformed job id or digest, or no releases. Nothing
+        is recorded then.
         """
         if not _JOB_ID.fullmatch(job_id):
             raise InputError("got a malformed job id, expected 1 to 64 lower-case letters, digits and hyphens")
         if len(digest) != 32:
             raise InputError(f"got a job digest of {len(digest)} bytes, expected 32")
+        if not releases:
+            raise InputError("got no release, expected at least one")
         with self._transaction() as connection:
             state = self._verify(connection)
-            found = connection.execute("SELECT 1 FROM entry WHERE job = ? AND release = ?", (job_id, release.name))
-            if found.fetchone() is not None:
-                raise StateError(
-                    f"got release {release.name!r} of job {job_id} a second time, expected each once",
-                    hint="submit a new job; one that stopped midway cannot open the same release again",
-                )
-            self._check_covered(state, (release,))
-            _append(connection, state, release_body(job_id, digest, release), job_id, release.name)
+            names = [release.name for release in releases]
+            for release in releases:
+                found = connection.execute("SELECT 1 FROM entry WHERE job = ? AND release = ?", (job_id, release.name))
+                if names.count(release.name) > 1 or found.fetchone() is not None:
+                    raise StateError(
+                        f"got release {release.name!r} of job {job_id} a second time, expected each once",
+                        hint="submit a new job; one that stopped midway cannot open the same release again",
+                    )
+            self._check_covered(state, releases, ahead=True)
+            for release in releases:
+                row = _append(connection, state, release_body(job_id, digest, release), job_id, release.name)
+                state = replace(state, number=row[0], hash=row[4])
 
     def spent(self) -> float:
         """Epsilon of everything on record, composed, at the delta in force."""
@@ -195,19 +203,18 @@ class Ledger:
         self._seen = state
         return state
 
-    def _check_covered(self, state: Verified, releases: Sequence[Release]) -> None:
+    def _check_covered(self, state: Verified, releases: Sequence[Release], *, ahead: bool = False) -> None:
         limit = state.limits[-1]
         after = state.spent.plus(releases)
-        if not after.exact:
-            # Counting sampled releases takes a good part of a second, and a job makes a thousand of them. What is part
-            # of something that is known to cost at most the limit costs no more than that itself. A copy, as another
-            # thread may be adding to it: `check` holds no lock while it counts.
-            if any(known.allows(after, limit) for known in tuple(self._affordable)):
+        # Counting takes 10 ms to a second, and a job has up to thousands of releases. What is part of something that is
+        # known to cost at most the limit costs no more than that itself. A copy, as another thread may be adding to it:
+        # `check` holds no lock while it counts.
+        if any(known.allows(after, limit) for known in tuple(self._affordable)):
+            return
+        if ahead:
+            more = max(_LEAST_AHEAD, len(state.entries) // 16)
+            if self._affords(after.plus(releases, times=more), limit):
                 return
-            if len(releases) == 1:
-                more = max(_LEAST_AHEAD, len(state.entries) // 16)
-                if self._affords(after.plus(releases, times=more), limit):
-                    return
         if not self._affords(after, limit):
             spent, cost = state.spent.epsilon(limit.delta), after.epsilon(limit.delta)
             raise BudgetError(
@@ -238,7 +245,8 @@ class _Affordable:
 
 def _append(
     connection: sqlite3.Connection, state: Verified, body: dict[str, object], job: str | None, name: str | None
-) -> None:
+) -> Row:
     row = following(state, body, job, name)
     connection.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?)", row)
     connection.execute("UPDATE head SET number = ?", (row[0],))
+    return row

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from veil.privacy.gaussian import LARGEST_DISTRIBUTION
 
@@ -124,7 +124,9 @@ def _gaussian(one: Sampled, cut: float, step: float) -> PrivacyLossDistribution:
 
 def _binomial(one: Pure, step: float) -> PrivacyLossDistribution:
     """`count` randomised responses: exact atoms, each split between its neighbours on the grid."""
+    # As above: scipy.stats takes most of a second to import.
     from dp_accounting.pld import privacy_loss_distribution as distributions
+    from scipy import stats
 
     wins = np.arange(one.count + 1)
     masses = stats.binom.pmf(wins, one.count, special.expit(one.epsilon))

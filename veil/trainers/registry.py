@@ -12,7 +12,9 @@ from typing import Protocol
 
 from veil.errors import ConfigError
 from veil.jobs.columns import ColumnsTrainer
+from veil.jobs.predictions import PredictionsTrainer
 from veil.jobs.request import CatalogueFacts, JobRequest
+from veil.jobs.side import SideTrainer
 from veil.jobs.spec import AlsTrainer, GradientTrainer, JobSpec, QueryTrainer, Release, SubspaceTrainer, Trainer
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.interactions import Interactions
@@ -40,8 +42,18 @@ def check_job(spec: JobSpec, catalogue: Catalogue | None, *, modules: Mapping[st
 
         ColumnsTerms.of(spec)
         return
+    if isinstance(trainer, PredictionsTrainer):
+        from veil.trainers.columns.prediction import PredictionTerms
+
+        PredictionTerms.of(spec)
+        return
     if catalogue is None:
         raise ConfigError(f"got trainer {trainer.kind!r} without a catalogue, expected one")
+    if isinstance(trainer, SideTrainer):
+        from veil.trainers.side.algorithm import SideAlgorithm
+
+        SideAlgorithm(spec, catalogue)
+        return
     if isinstance(trainer, GradientTrainer):
         from veil.trainers.gradient.releases import check_gradient_releases
         from veil.trainers.gradient.source import check_source
@@ -90,7 +102,12 @@ def recommender_of(spec: JobSpec, catalogue: Catalogue) -> Recommender:
 
 def plan(request: JobRequest, catalogue: CatalogueFacts | None) -> tuple[Trainer, tuple[Release, ...]]:
     """Trainer and releases of a job that costs at most the request's budget. Raises `ConfigError`."""
-    section, privacy = request.trainer, request.privacy
+    section = request.trainer
+    if section.kind == "predictions":
+        from veil.trainers.columns.prediction_plan import plan_predictions
+
+        return plan_predictions(request)
+    privacy = request.privacy
     if section.kind == "columns":
         from veil.trainers.columns.plan import plan_request as plan_columns
 
@@ -119,6 +136,10 @@ def plan(request: JobRequest, catalogue: CatalogueFacts | None) -> tuple[Trainer
             features=catalogue.features,
             overrides=section.overrides,
         )
+    if section.kind == "side":
+        from veil.trainers.side.plan import plan_request as plan_side
+
+        return plan_side(request, catalogue)
     if section.kind == "gradient":
         from veil.trainers.gradient.plan import plan_request
 

@@ -71,3 +71,11 @@ def test_a_report_of_another_form_is_refused_before_anything_is_read(config: Pat
     result = CliRunner().invoke(app, ["check", "--config", str(config), "--report", str(tmp_path / "report.txt")])
     assert isinstance(result.exception, ConfigError)
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("align", ["true", "false"])
+def test_check_says_whether_ids_are_kept(config: Path, align: str) -> None:
+    config.write_text(config.read_text().replace("align = false", f"align = {align}"))
+    result = CliRunner().invoke(app, ["check", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert ("ids        of 10 users kept" in result.output) == (align == "true")

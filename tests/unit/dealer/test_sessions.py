@@ -108,15 +108,39 @@ def test_job_ids_are_bounded(job_id: str) -> None:
         sessions().open(PARTIES[0], job_id, TEXT, digest(TEXT))
 
 
-def test_a_party_registers_once_and_all_with_one_digest() -> None:
+def test_a_party_registers_once_for_an_identifier_and_all_with_one_digest() -> None:
     found = sessions()
     found.open(PARTIES[0], "job", TEXT, digest(TEXT))
-    with pytest.raises(StateError, match="a second time"):
-        found.open(PARTIES[0], "job", TEXT, digest(TEXT))
     other = job_text(3, nonce="1" * 32)
-    with pytest.raises(ProtocolMismatch, match="another digest") as caught:
-        found.open(PARTIES[1], "job", other, digest(other))
-    assert caught.value.culprits == ("beta",)
+    for text in (TEXT, other):
+        with pytest.raises(StateError, match="a second time"):
+            found.open(PARTIES[0], "job", text, digest(text))
+    for party in PARTIES[1:]:
+        found.open(party, "job", other, digest(other))
+    with pytest.raises(StateError, match="before beta, gamma registered"):  # for the text of alpha
+        found.correct(PARTIES[0], "job", 0, SQUARE)
+
+
+def test_who_knows_an_identifier_cannot_take_it_from_a_jobs_parties() -> None:
+    """A party of the consortium, not of the job, comes first, with a text of its own that names the others too."""
+    squatter = Identity("trial", Role.PARTY, "delta")
+    own = TEXT.replace('"parties":["alpha","beta","gamma"]', '"parties":["delta","alpha","beta"]')
+    assert own != TEXT
+    found = sessions()
+    found.open(squatter, "job", own, digest(own))
+    seeds = opened(found)
+    found.correct(PARTIES[0], "job", 0, SQUARE)
+    assert len(list(found.provide(PARTIES[0], "job", 0, [CUT]))) == 1
+    with pytest.raises(StateError, match="before alpha, beta registered"):
+        found.correct(squatter, "job", 1, SQUARE)
+    found.close(squatter, "job")  # ends its own, nothing else
+    found.correct(PARTIES[0], "job", 1, SQUARE)
+    with pytest.raises(IdentityError):
+        found.close(squatter, "job")
+    with pytest.raises(StateError, match="not open here"):
+        found.correct(squatter, "job", 2, SQUARE)
+    found.close(PARTIES[2], "job")
+    assert found.expire() == 0 and not set(seeds) & set(opened(found))
 
 
 def test_corrections_only_for_rank_zero_in_order_after_all_registered() -> None:

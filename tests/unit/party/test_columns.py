@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from party import store
-from party.columns import SCRATCH, prepare, read_columns
+from party.columns import SCRATCH, fresh_scratch, prepare, read_columns, scratch
 from party.config import Columns, PartyConfig, load
 from tests.unit.trainers.columns.clicks import BANK, SHOP, schema, section, write_tables
-from veil.errors import ConfigError, DataError
+from veil.errors import ConfigError, DataError, StateError
 
 ROOT = Path(__file__).parents[3]
 TABLE = "member,item,visits,bought,secret\na,tea,3,1,x\nb,salt,,0,y\nc,tea,9,,z\n"
@@ -130,3 +130,27 @@ def test_the_section_in_comments_is_a_real_one(tmp_path: Path) -> None:
         section_lines.append(line.removeprefix("#").removeprefix(" "))
     config: PartyConfig = load(party_file(tmp_path, "\n".join(section_lines) + "\n"))
     assert config.columns is not None and config.columns.labels == ("click",)
+
+
+def test_what_a_dead_run_left_of_its_correlations_is_removed_and_not_used(tmp_path: Path) -> None:
+    digest = bytes(range(32))
+    left = scratch(tmp_path, digest)
+    left.mkdir()
+    (left / "items").write_bytes(b"shares of masks")
+    assert fresh_scratch(tmp_path, digest) == left
+    assert list(left.iterdir()) == [] and left.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("what", ["file", "link", "dangling"])
+def test_where_no_folder_for_correlations_can_be_made_the_error_says_so(tmp_path: Path, what: str) -> None:
+    digest, elsewhere = bytes(32), tmp_path / "elsewhere"
+    if what == "file":
+        scratch(tmp_path, digest).write_bytes(b"")
+    else:
+        scratch(tmp_path, digest).symlink_to(elsewhere)
+        if what == "link":
+            elsewhere.mkdir()
+            (elsewhere / "kept").write_bytes(b"")
+    with pytest.raises(StateError, match="got no new folder for correlations at correlations-0000"):
+        fresh_scratch(tmp_path, digest)
+    assert what != "link" or (elsewhere / "kept").exists()

@@ -28,6 +28,9 @@ def test_the_shipped_example_reads() -> None:
         ('mode = "manual"', 'mode = "yes"', "approval.mode"),
         ("min_parties = 3", "min_partys = 3", "approval.min_partys"),
         ('state = "state"', "", "state"),
+        ('plane = "grpc"', 'plane = "gloo"', "gloo_host"),
+        ('# gloo_host = "10.0.0.5"', 'gloo_host = "10.0.0.5"', "gloo_host"),
+        ('plane = "grpc"', 'plane = "tcp"', "mesh.plane"),
         ("[budget]", "[budget", "not TOML"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dealer.engine_items import EngineItems
-from party.columns import prepare, read_columns
+from party.columns import prepare, read_columns, scratch
 from party.config import Columns
 from party.joint import JointRun, Seat
 from tests.unit.mpc.engine.test_sources import watched
@@ -90,10 +90,14 @@ def play(
         return found
 
     def take_part(rank: int) -> None:
-        def permit(release: Release) -> None:
-            if refuse == (rank, release.name):
-                raise BudgetError("got a release beyond the budget")
-            events[rank].append(f"paid {release.name}")
+        def pay(releases: Sequence[Release]) -> Callable[[], None]:
+            def paid() -> None:
+                for release in releases:
+                    if refuse == (rank, release.name):
+                        raise BudgetError("got a release beyond the budget")
+                    events[rank].append(f"paid {release.name}")
+
+            return paid
 
         def draw(release: Release) -> torch.Tensor:
             events[rank].append(f"drawn {release.name}")
@@ -108,7 +112,7 @@ def play(
                 job_digest=digest(spec.text()),
                 seed=seeds[rank],
                 rounds=Rounds(communicator, spec, events[rank]),
-                permit=permit,
+                pay=pay,
                 fetch=fetch if rank == 0 else None,
                 finished=lambda step: events[rank].append(f"finished {step}"),
                 scratch=held.path.parent,
@@ -242,9 +246,14 @@ def test_no_generator_but_the_cryptographic_one_is_touched(tmp_path: Path, tripl
     spec = job(noise=Noise(source="parties"), triples=triples)
     paths = write_tables(tmp_path)
     play(spec, tmp_path, paths=paths)  # libraries that are imported at first use make generators of their own
+    for party in spec.parties if triples == "he" else ():  # what a run that was killed leaves there
+        left = scratch(tmp_path / f"{party}-kept", digest(spec.text()))
+        left.mkdir()
+        (left / "items").write_bytes(b"shares of masks")
     with watched():
         models, _ = play(spec, tmp_path, paths=paths)
     assert np.abs(models[0].weights).max() > 0
+    assert not list(tmp_path.glob("*-kept/correlations-*"))
 
 
 def test_a_ledger_that_refuses_a_step_ends_the_job_for_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -11,14 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from baseline.evaluate import simulation_spec
+from party import report
 from party.columns import scratch
 from party.config import PartyConfig
 from party.review import Reviewed
 from party.run import JobRun
+from tests.unit.party.test_report import measured
 from tests.unit.trainers.columns.clicks import BANK, job
 from veil import __version__
-from veil.errors import StateError, VeilError
+from veil.errors import RevealError, StateError, VeilError, WireError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
@@ -137,6 +142,19 @@ def test_nothing_that_is_reported_shows_how_many_users_are_common(tmp_path: Path
     assert counts[0] == counts[1] == [(0, 0, 0), (0, 0, 0), (8, 8, 1)]
 
 
+def test_releases_are_permitted_together_or_none_and_each_once(tmp_path: Path) -> None:
+    run = columns_run(tmp_path, lambda progress: None)
+    names = [release.name for release in job().releases]
+    ledger = Ledger.existing(tmp_path / "ledger.sqlite")
+    assert run._answer("permit", {"releases": names[:2]}) == {}
+    for refused, error in ((names[1:3], RevealError), ([names[2], "other"], VeilError), ([], VeilError)):
+        with pytest.raises(error):
+            run._answer("permit", {"releases": refused})
+    assert [entry.release.name for entry in ledger.entries()] == names[:2]
+    run._answer("permit", {"releases": names[2:4]})
+    assert [entry.release.name for entry in ledger.entries()] == names[:4]
+
+
 def test_a_failure_is_reported_before_the_dealer_forgets_the_job(tmp_path: Path) -> None:
     """The others' requests fail from then on: whoever meets that first must not be taken for the culprit."""
     order: list[str] = []
@@ -144,3 +162,23 @@ def test_a_failure_is_reported_before_the_dealer_forgets_the_job(tmp_path: Path)
     run._dealer = cast(DealerClient, SimpleNamespace(close=lambda: order.append("forgotten"), bytes_received=0))
     run._run()
     assert order == ["POLICY", "forgotten"]
+
+
+def test_a_disk_without_room_for_the_report_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, data: bytes, *, mode: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    failures: list[VeilError] = []
+    run = columns_run(tmp_path, lambda progress: None, failures.append)
+    run._config = cast(PartyConfig, SimpleNamespace(state=tmp_path))
+    monkeypatch.setattr(report, "write_atomic", full)
+    assert run._answer("measured", measured()) == {}
+    run._answer("published", {"manifest_digest": "00" * 32})
+    run._report()
+    assert not failures and run._outcome is not None
+    (told,) = [one.message for one in caplog.records if one.name == "veil.party.report"]
+    assert "its report is not kept: No space left on device" in told and str(tmp_path) not in told
+    with pytest.raises(WireError):  # a worker that says what is no report is another matter
+        run._answer("measured", {})

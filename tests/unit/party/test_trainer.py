@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 
 from baseline.evaluate import LinearTrainer, simulation_spec
 from party.trainer import train
+from tests.unit.mpc.parties import processes
 from veil.errors import ProtocolMismatch
 from veil.jobs.spec import JobSpec, Release, digest, parse
 from veil.mpc.loopback import socket_pairs
@@ -55,9 +55,9 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
     permitted: list[str] = []
 
     class Daemon:
-        def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
-            permitted.append(f"{kind} {body['release']}")
-            return {}
+        def ask(self, kind: str, body: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
+            permitted.extend(f"{kind} {name}" for name in body["releases"])
+            return lambda timeout_s: {}
 
     worker.party_noise = lambda release: torch.from_numpy(_noise(release, rank))
     dataset, catalogue = _data()
@@ -72,7 +72,7 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
 
 
 def _joint(spec: JobSpec) -> list[tuple[dict[str, np.ndarray], list[str], int]]:
-    context = multiprocessing.get_context("spawn")
+    context = processes()
     players = []
     for rank, sockets in enumerate(socket_pairs(_PARTIES)):
         receiver, sender = context.Pipe(duplex=False)

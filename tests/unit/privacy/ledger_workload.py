@@ -119,11 +119,11 @@ class Trials:
         return Path(shutil.copy(self.base, self.place / "ledger.db"))
 
     def record(self, path: Path) -> Callable[[], None]:
-        """What a child does: one release on record, then the report that it may open."""
+        """What a child does: two releases on record in one commit, then the report that they may open."""
         ledger = Ledger(path, epsilon_limit=1000.0, delta=DELTA)
 
         def work() -> None:
-            ledger.record("job", bytes(32), release("opened"))
+            ledger.record("job", bytes(32), release("opened"), release("beside"))
             os.write(self.writer, b"permitted")
 
         return work
@@ -141,7 +141,7 @@ class Trials:
         recorded = [entry.release.name for entry in found.entries()]
         spent = found.spent()
         try:
-            found.record("job", bytes(32), release("opened"))
+            found.record("job", bytes(32), release("opened"), release("beside"))
             again = "taken"
         except StateError:
             again = "refused"

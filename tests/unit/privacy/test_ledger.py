@@ -115,6 +115,43 @@ def test_nothing_is_recorded_twice(tmp_path: Path) -> None:
     assert len(ledger.entries()) == 1
 
 
+def test_several_are_recorded_together_or_none(tmp_path: Path) -> None:
+    ledger = opened(tmp_path, 5.0)
+    ledger.record("ab12", DIGEST, release("a", 5000), release("b", 6000), release("c", 7000))
+    for refused, error in (
+        ((release("d", 5000), release("a", 5000)), StateError),
+        ((release("d", 5000), release("d", 5000)), StateError),
+        ((release("d", 5000), release("e", 200)), BudgetError),
+        ((), InputError),
+    ):
+        with pytest.raises(error):
+            ledger.record("ab12", DIGEST, *refused)
+    for view in (ledger, opened(tmp_path, 5.0)):
+        assert [entry.release.name for entry in view.entries()] == ["a", "b", "c"]
+        assert [entry.number for entry in view.entries()] == [2, 3, 4]
+    ledger.record("ab12", DIGEST, release("d", 5000))
+
+
+def test_a_job_that_was_reviewed_is_not_counted_again_at_each_payment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting one Gaussian takes some 50 ms of a core: more than all else that a step of a descent does."""
+    ledger, job = opened(tmp_path), [release(f"r-{i}", 9000) for i in range(40)]
+    ledger.check(job)
+    counted: list[Composition] = []
+
+    def count(whole: Composition, delta: float) -> float:
+        counted.append(whole)
+        return 0.1
+
+    monkeypatch.setattr(Composition, "epsilon", count)
+    for first in range(0, 40, 4):
+        ledger.record("ab12", DIGEST, *job[first : first + 4])
+    assert counted == []
+    ledger.record("ab12", DIGEST, release("one-more", 9000))
+    assert len(counted) == 1
+
+
 def test_malformed_arguments_are_refused(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     for job_id in ("", "AB12", "a b", "../x", "-a", "a" * 65, "ab12\n"):

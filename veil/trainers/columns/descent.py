@@ -68,8 +68,7 @@ class Descent:
 
 def row_limit(layout: Layout, descent: Descent) -> int:
     """A bound on |x| w |p - y| for any row and any model, in units of feature, weight and residual bits together."""
-    grid: int = math.ceil(layout.norm * (1 << layout.feature_bits))
-    return grid * (most_weight(layout) if layout.most_weight else 1) * descent.residual_limit
+    return layout.row_steps * (most_weight(layout) if layout.most_weight else 1) * descent.residual_limit
 
 
 class Table:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from veil.jobs.spec import Noise, Release
 from veil.mpc.engine.engine import Engine
+from veil.mpc.engine.items import check_without_dealer
 from veil.mpc.engine.plan import Plan, plan
 from veil.mpc.engine.values import Value
 from veil.privacy.sources import draws
@@ -15,7 +16,7 @@ from veil.trainers.columns.terms import ColumnsTerms, noise_limit_bits, step_nam
 def dry_run(terms: ColumnsTerms, releases: Sequence[Release], noise: Noise, *, rank: int) -> Plan:
     """The plan of the descent and of the opening of its weights, at the party of `rank`.
 
-    Raises `ConfigError` when a number may leave its 62 bits.
+    Raises `ConfigError` when a number may leave its 62 bits, or when the job has no dealer and takes one.
     """
     parties = len(terms.schema.parties)
     by_name = {release.name: release for release in releases}
@@ -33,4 +34,7 @@ def dry_run(terms: ColumnsTerms, releases: Sequence[Release], noise: Noise, *, r
 
         engine.combine(terms.program(add).run(engine, None))
 
-    return plan(everything, rank, parties)
+    planned = plan(everything, rank, parties)
+    if terms.trainer.triples == "he":
+        check_without_dealer(planned.items, parties)
+    return planned

@@ -3,6 +3,9 @@
 Rows are aligned: row i is the same user at every party (`veil.align`). Each party's numbers are integers on a grid and
 each of its rows has a norm of at most its share, so that a whole row has a norm of at most 1 (`veil.tabular`). A row
 that is padding is zero at every party and has the label 0 with weight 0.
+
+Guarantee: sensitivities count on the norm of whole rows, which no party sees. The squares of the shares sum to no more
+than that norm's, and each party checks its own part against its own share, both on integers (`OwnColumns.check`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch import Tensor
 from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.values import Opened, Value
+from veil.privacy.mechanism import within
 
 WEIGHT_BITS = 4
 
@@ -24,7 +28,8 @@ WEIGHT_BITS = 4
 class Layout:
     """rows: padded number of aligned rows. widths: columns of each party, by rank. label: rank of who has the labels.
 
-    feature_bits: fractional bits of features; norm: bound on a row's Euclidean norm over all parties, as a number.
+    feature_bits: fractional bits of features; norm: bound on a row's Euclidean norm over all parties, as a number;
+    shares: bound on the norm of each party's part of a row, by rank, in steps of 2^-feature_bits.
     most_weight: bound on the weights of rows (classes that count more, slots that hold nobody); 0: all weigh 1.
     """
 
@@ -33,6 +38,7 @@ class Layout:
     label: int
     feature_bits: int
     norm: float
+    shares: tuple[int, ...]
     most_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -41,6 +47,13 @@ class Layout:
         if not 0 <= self.label < len(self.widths) or not 1 <= self.feature_bits <= 24 or not 0 < self.norm <= 2**20:
             raise ConfigError(
                 "got a label's rank, feature bits or norm out of range, expected a party, 1 to 24, to 2^20"
+            )
+        # Sensitivity: |x|^2 = sum over parties of |x_i|^2, and no party sees another's part.
+        squares = sum(share * share for share in self.shares)
+        if len(self.shares) != len(self.widths) or min(self.shares) < 0 or squares > self.row_steps**2:
+            raise ConfigError(
+                f"got shares {self.shares} of a row's norm of {self.row_steps} steps,"
+                f" expected {len(self.widths)} of them whose squares sum to at most its square"
             )
 
     @property
@@ -57,6 +70,11 @@ class Layout:
     def entry_bits(self) -> float:
         """log2 of a bound on every entry, as an integer on the grid."""
         return self.feature_bits + math.log2(self.norm)
+
+    @property
+    def row_steps(self) -> int:
+        """Bound on the norm of a whole row, in steps of 2^-feature_bits."""
+        return math.ceil(self.norm * (1 << self.feature_bits))
 
     @property
     def holders(self) -> tuple[int, ...]:
@@ -89,7 +107,7 @@ class OwnColumns:
         return f"OwnColumns(features={shape}, labels={self.labels is not None})"
 
     def check(self, layout: Layout, rank: int) -> None:
-        """Raises `InputError` unless this is what the party of `rank` must bring, norms included."""
+        """Raises `InputError` unless this is what the party of `rank` must bring, each row within its share."""
         wanted = (layout.rows, layout.widths[rank]) if layout.widths[rank] else None
         got = None if self.features is None else tuple(self.features.shape)
         if got != wanted or (self.labels is not None) != (rank == layout.label):
@@ -106,10 +124,14 @@ class OwnColumns:
         if self.weights is not None and not 0 <= int(self.weights.min()) <= int(self.weights.max()) <= most:
             raise InputError(f"got weights out of range, expected 0 to {layout.most_weight:g}")
         if self.features is not None:
-            bound = layout.norm * 2.0**layout.feature_bits
-            norms = self.features.double().square().sum(1)
-            if float(norms.max()) > bound * bound:
-                raise InputError(f"got a row with a norm above {layout.norm:g}, expected rows clipped to it")
+            if self.features.dtype != torch.int64:
+                raise InputError(f"got features of {self.features.dtype}, expected torch.int64")
+            share = layout.shares[rank]
+            if not within(self.features.numpy(), share).all():
+                raise InputError(
+                    f"got a row with a norm above this party's share of {share} steps of 2^-{layout.feature_bits},"
+                    " expected rows clipped to it"
+                )
 
 
 def fixed_features(engine: Engine, layout: Layout, own: OwnColumns | None) -> dict[int, Opened]:

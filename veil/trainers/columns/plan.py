@@ -35,7 +35,7 @@ from veil.privacy.accountant import epsilon as cost_of
 from veil.privacy.accountant import multipliers, sigma_steps
 from veil.privacy.mechanism import GRID_LIMIT
 from veil.tabular.plan import STATISTICS_SHARE, default_descent
-from veil.tabular.schema import TabularSchema
+from veil.tabular.schema import ColumnsSchema, TabularSchema
 from veil.trainers.columns.dry import dry_run
 from veil.trainers.columns.terms import WEIGHTS, ColumnsTerms, check_triples, schema_text, terms_of
 
@@ -56,10 +56,11 @@ _MOST_RATE_BITS: Final = 40
 _MOST_PRECISION_BITS: Final = 16
 _LEAST_PRECISION_BITS: Final = 7
 Terms = TypeVar("Terms", bound=BaseModel)
+SchemaT = TypeVar("SchemaT", bound=ColumnsSchema)
 _SUM_BITS: Final = 60  # of a step's sum over all rows, with room for noise and momentum below 62
 
 
-def read_schema(path: Path, *, slots: int) -> TabularSchema:
+def read_schema(path: Path, *, slots: int, kind: type[SchemaT]) -> SchemaT:
     """A schema from TOML or, by the name's ending, JSON. `slots` need not stand in it. Raises `ConfigError`."""
     text = read_bounded(path, MOST_SCHEMA_CHARACTERS).decode("utf-8", "replace")
     try:
@@ -67,7 +68,7 @@ def read_schema(path: Path, *, slots: int) -> TabularSchema:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path.name}: got text that is neither TOML nor JSON: {error}") from None
     try:
-        schema = TabularSchema.model_validate({"slots": slots, **document} if isinstance(document, dict) else document)
+        schema = kind.model_validate({"slots": slots, **document} if isinstance(document, dict) else document)
     except ValidationError as error:
         raise ConfigError(f"{path.name}: {describe(error)}", hint="deploy/columns.toml explains every key") from None
     if schema.slots != slots:
@@ -81,7 +82,7 @@ def plan_request(request: JobRequest) -> tuple[ColumnsTrainer, tuple[Release, ..
     if section.schema_file is None or section.alignment is None:
         raise ConfigError("got trainer columns without schema_file or alignment, expected both")
     return plan_columns(
-        read_schema(section.schema_file, slots=section.alignment.result),
+        read_schema(section.schema_file, slots=section.alignment.result, kind=TabularSchema),
         section.alignment,
         epsilon=privacy.epsilon,
         delta=privacy.delta,

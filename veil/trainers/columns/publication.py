@@ -6,8 +6,9 @@ of a size that training can give, so that every score is a number.
 
     manifest.json         `veil.recsys.manifest.OutcomeManifest`, kind "columns"
     job.json              the job text that the parties signed before training; it holds the schema
-    weights.safetensors   float64, parties' features in rank order: "weights" [features, 1 + hidden units], "offset" and
-                          "scale" [features]
+    weights.safetensors   float64[features, 1 + hidden units]: "weights", parties' features in rank order
+    client.safetensors    float64[features]: "offset" and "scale"; in a file of their own, so that whoever has rows
+                          scored encrypted need not have the weights (`veil.trainers.columns.linear`)
     columns.json          model, and the intercept: public log odds of the noised base rate
     signatures.json       one signature for each party
 
@@ -22,13 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
 from veil.errors import ArtifactError, ConfigError, InputError
@@ -36,29 +34,15 @@ from veil.identity.names import Identity
 from veil.jobs.columns import HiddenTerms
 from veil.jobs.spec import JobSpec, canonical
 from veil.recsys.manifest import OutcomeManifest
-from veil.recsys.signed import check_job, job_facts, listed, manifest_bytes, parsed, verify_directory
+from veil.recsys.signed import check_job, job_facts, manifest_bytes, verify_directory
 from veil.tabular.grid import encode_rows
 from veil.tabular.reading import PartyTable
 from veil.tabular.schema import TabularSchema
-from veil.tabular.statistics import MOST_SCALE, Standardisation
+from veil.tabular.statistics import Standardisation
+from veil.trainers.columns.linear import CLIENT_FILE, FACTS_FILE, WEIGHTS_FILE, ColumnsFacts, read_arrays, read_facts
 from veil.trainers.columns.terms import ColumnsTerms, series_of
 
-SCHEMA: Final = "veil.columns/1"
-_HEADER_BYTES: Final = 64 * 1024
-_FACTS_BYTES: Final = 64 * 1024
-_MOST_WEIGHT: Final = 2.0**63
-
 Float64 = npt.NDArray[np.float64]
-
-
-class ColumnsFacts(BaseModel):
-    """columns.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
-
-    schema_: Literal["veil.columns/1"] = Field(default=SCHEMA, alias="schema")
-    model: Literal["logistic", "perceptron", "towers"]
-    intercept: float = Field(ge=-64, le=64)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,11 +121,13 @@ class ColumnsPublication:
     def files(self, spec: JobSpec) -> dict[str, bytes]:
         """See `Publication.files`."""
         arrays = {name: np.ascontiguousarray(getattr(self.model, name)) for name in ("weights", "offset", "scale")}
+        weights = {"weights": arrays.pop("weights")}
         facts = ColumnsFacts(model=self.model.model, intercept=self.model.intercept)
         return {
             "job.json": spec.text().encode("ascii"),
-            "weights.safetensors": dump_safetensors(arrays),
-            "columns.json": canonical(facts.model_dump(mode="json", by_alias=True)).encode("ascii"),
+            WEIGHTS_FILE: dump_safetensors(weights),
+            CLIENT_FILE: dump_safetensors(arrays),
+            FACTS_FILE: canonical(facts.model_dump(mode="json", by_alias=True)).encode("ascii"),
         }
 
     def manifest(self, spec: JobSpec, files: Mapping[str, bytes], *, created_s: int) -> bytes:
@@ -164,34 +150,13 @@ def load_columns(
         terms = ColumnsTerms.of(spec)
     except ConfigError as error:
         raise ArtifactError(f"job.json: {error.message}") from None
-    facts = parsed(TypeAdapter(ColumnsFacts), listed(directory, manifest, "columns.json", _FACTS_BYTES), "columns.json")
-    width, outputs = terms.layout.columns, terms.outputs
-    limit_bytes = (2 + outputs) * 8 * width + _HEADER_BYTES
-    arrays = _arrays(listed(directory, manifest, "weights.safetensors", limit_bytes), width, outputs)
+    facts, width = read_facts(directory, manifest), terms.layout.columns
+    standard = {"offset": (width,), "scale": (width,)}
+    arrays = read_arrays(directory, manifest, WEIGHTS_FILE, {"weights": (width, terms.outputs)})
+    arrays |= read_arrays(directory, manifest, CLIENT_FILE, standard)
     model = ColumnsModel(
         terms.schema, arrays["weights"], arrays["offset"], arrays["scale"], facts.intercept, terms.trainer.hidden
     )
     if facts.model != model.model:
         raise ArtifactError(f"got columns.json of model {facts.model}, expected {model.model} as in the job text")
     return model
-
-
-def _arrays(data: bytes, width: int, outputs: int) -> dict[str, Float64]:
-    try:
-        arrays = parse_safetensors(data)
-    except (SafetensorError, ValueError, KeyError):
-        raise ArtifactError("got weights.safetensors that does not parse, expected safetensors") from None
-    shapes = {"weights": (width, outputs), "offset": (width,), "scale": (width,)}
-    # Those of numbers modulo 2^64 and of `standardise`: a score of larger ones could be no number. NaN fits no range.
-    ranges = {"weights": (-_MOST_WEIGHT, _MOST_WEIGHT), "offset": (-1.0, 1.0), "scale": (0.0, MOST_SCALE)}
-    fit = set(arrays) == set(shapes) and all(
-        array.shape == shapes[name]
-        and array.dtype == np.float64
-        and ((ranges[name][0] <= array) & (array <= ranges[name][1])).all()
-        for name, array in arrays.items()
-    )
-    if not fit:
-        raise ArtifactError(
-            f"got other arrays, expected weights, offset and scale of {width} features, float64 numbers in range"
-        )
-    return dict(arrays)

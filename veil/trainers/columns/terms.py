@@ -21,6 +21,7 @@ from veil.errors import ConfigError
 from veil.jobs.columns import ColumnsTrainer, DescentTerms, HiddenTerms, SeriesTerms
 from veil.jobs.spec import JobSpec, Noise, Release, canonical, describe
 from veil.mpc.engine.waves import Series
+from veil.privacy.mechanism import vector_sensitivity
 from veil.tabular import statistics
 from veil.tabular.schema import TabularSchema
 from veil.trainers.columns.descent import AddNoise, Descent, Program
@@ -32,6 +33,8 @@ from veil.trainers.seam import Expected, check_releases
 
 WEIGHTS: Final = "weights"
 OFFSET_BITS: Final = 16
+PAID_TOGETHER: Final = 4
+"""Steps that a party pays for in one commit of its ledger."""
 _NORM: Final = 1.0
 
 
@@ -166,6 +169,7 @@ def layout_of(schema: TabularSchema, *, hidden: bool) -> Layout:
         label=[one.party for one in schema.parties].index(schema.label_party),
         feature_bits=schema.bits,
         norm=_NORM,
+        shares=tuple(vector_sensitivity(one.norm_share, schema.bits) for one in schema.parties),
         most_weight=most if weighs else 0.0,
     )
 

@@ -54,9 +54,9 @@ def schema(slots: int = SLOTS, *, label_party: str = SHOP, positive_weight: floa
     return TabularSchema(slots=slots, bits=12, parties=(bank, shop), label=label, label_party=label_party)
 
 
-def write_tables(folder: Path) -> dict[str, Path]:
+def write_tables(folder: Path, seed: int = 7) -> dict[str, Path]:
     """The organisations' files, users in different orders."""
-    generator = np.random.default_rng(7)
+    generator = np.random.default_rng(seed)
     users = 170
     income, visits = generator.uniform(0, 100, users), generator.uniform(0, 10, users)
     region, item = generator.integers(0, 3, users), generator.integers(0, 6, users)

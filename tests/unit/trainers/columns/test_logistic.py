@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.mpc.engine.together import together
-from veil.errors import InputError
+from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
 from veil.mpc.engine.values import Value
@@ -25,12 +25,15 @@ def data(
 ) -> tuple[Layout, list[OwnColumns], torch.Tensor, np.ndarray]:
     generator = np.random.default_rng(seed)
     widths = WIDTHS[:parties]
-    features = generator.normal(size=(ROWS, sum(widths)))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    drawn = [generator.normal(size=(ROWS, width)) for width in widths]
+    # Each part nearly as long as its share lets it be.
+    features = np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in drawn], axis=1)
+    features /= np.sqrt(parties) * 1.001
     grid = np.trunc(features * 2**12).astype(np.int64)
     truth = generator.normal(size=sum(widths)) * 3
     labels = (features @ truth + generator.normal(size=ROWS) > 0).astype(np.int64)
-    layout = Layout(ROWS, widths, label, feature_bits=12, norm=1.0, most_weight=most_weight)
+    shares = (int(2**12 / np.sqrt(parties)),) * parties
+    layout = Layout(ROWS, widths, label, feature_bits=12, norm=1.0, shares=shares, most_weight=most_weight)
     weights = torch.from_numpy((labels * 3 + 1).reshape(-1, 1) * 8)
     cuts = np.cumsum((0, *widths))
     own = [
@@ -60,7 +63,7 @@ def descended(grid: torch.Tensor, labels: np.ndarray, layout: Layout, descent: D
 
 @pytest.mark.parametrize(
     ("parties", "label", "momentum", "most_weight"),
-    [(2, 0, 0, 0.0), (2, 1, 200, 0.0), (3, 2, 128, 0.0), (3, 0, 0, 2.0)],
+    [(2, 0, 0, 0.0), (2, 1, 180, 0.0), (3, 2, 128, 0.0), (3, 0, 0, 2.0)],
 )
 def test_the_weights_of_a_joint_descent_are_those_of_a_plain_one(
     parties: int, label: int, momentum: int, most_weight: float
@@ -124,9 +127,11 @@ def test_no_row_moves_a_steps_sum_by_more_than_its_sensitivity(weights_scale: fl
 def test_rows_beyond_the_norm_and_missing_labels_are_refused() -> None:
     layout, own, _, _ = data(2, 0)
     own[0].check(layout, 0)
-    with pytest.raises(InputError, match="norm above"):
-        assert own[0].features is not None
+    assert own[0].features is not None
+    with pytest.raises(InputError, match="norm above this party's share of 2896 steps"):
         OwnColumns(own[0].features * 2, own[0].labels).check(layout, 0)
+    with pytest.raises(InputError, match=r"float64, expected torch\.int64"):
+        OwnColumns(own[0].features.double(), own[0].labels).check(layout, 0)
     with pytest.raises(InputError, match="labels at rank 0 only"):
         OwnColumns(own[0].features).check(layout, 0)
     assert own[0].labels is not None
@@ -134,3 +139,23 @@ def test_rows_beyond_the_norm_and_missing_labels_are_refused() -> None:
     for labels in wrong:
         with pytest.raises(InputError, match=r"labels other than 0 and 1|expected torch.int64 \(300, 1\)"):
             OwnColumns(own[0].features, labels).check(layout, 0)
+
+
+def test_a_part_must_keep_its_share_though_the_whole_norm_would_let_it_pass() -> None:
+    """Sensitivities count on whole rows, which nobody sees: two parts of norm 1 would make one of norm sqrt 2."""
+    layout, own, _, _ = data(2, 0)
+    assert own[0].features is not None and layout.shares == (2896, 2896)
+    features = torch.zeros_like(own[0].features)
+    features[7, 2] = 2896
+    OwnColumns(features, own[0].labels).check(layout, 0)
+    for place, value in ((2, 2897), (2, 4096), (3, 1), (2, -(2**63))):  # (2896, 1) is longer by less than a step
+        beyond = features.clone()
+        beyond[7, place] = value
+        with pytest.raises(InputError, match="share of 2896 steps"):
+            OwnColumns(beyond, own[0].labels).check(layout, 0)
+
+
+@pytest.mark.parametrize("shares", [(2897, 2896), (4096, 1), (2896,), (2896, 2896, 0), (-1, 2896), ()])
+def test_shares_that_do_not_fit_into_the_norm_are_refused(shares: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="got shares"):
+        Layout(ROWS, (5, 4), 0, feature_bits=12, norm=1.0, shares=shares)

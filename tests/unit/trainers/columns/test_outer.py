@@ -1,17 +1,19 @@
-"""The joint outer product is exact, and no user moves it by more than both norms' product."""
+"""The joint outer products are exact, and no user moves one by more than both norms' product."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.mpc.engine.together import together
 from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
 from veil.privacy.mechanism import to_grid
-from veil.trainers.columns.outer import OuterProduct
+from veil.trainers.columns.outer import Factor, OuterProducts
 
 ROWS = 500
 
@@ -21,40 +23,91 @@ def rows_of(width: int, norm: float, seed: int) -> np.ndarray:
     return to_grid(drawn, norm, 12)
 
 
-@pytest.mark.parametrize(("parties", "left", "right"), [(2, 0, 1), (2, 1, 0), (3, 1, 2)])
-def test_the_sum_is_exact_and_costs_one_opening_each(parties: int, left: int, right: int) -> None:
-    y, g = rows_of(6, 1.0, 0), rows_of(4, 0.5, 1)
-    program = OuterProduct(ROWS, left, 6, right, 4, bits=12, left_norm=2**12, right_norm=2**11)
+def program(rows: int, left: int, *rights: int, entries: int = 2**22, norms: tuple[int, int] = (2**12, 2**11)):  # type: ignore[no-untyped-def]
+    factors = tuple(Factor(rank, 4, 12, norms[1]) for rank in rights)
+    return OuterProducts(rows, Factor(left, 6, 12, norms[0]), factors, block_entries=entries)
 
-    def part(engine: Engine) -> torch.Tensor:
-        mine = {left: torch.from_numpy(y), right: torch.from_numpy(g)}.get(engine.rank)
-        return engine.combine(program.run(engine, None if engine.device.type == "meta" else mine))
 
-    for result in together(parties, part):
-        np.testing.assert_array_equal(result.numpy(), y.T @ g)
+@pytest.mark.parametrize(
+    ("parties", "left", "rights", "entries"),
+    [(2, 0, (1,), 2**22), (2, 1, (0,), 2**22), (3, 1, (2,), 600), (3, 2, (0, 1), 2**22), (3, 0, (1, 2), 1800)],
+)
+def test_the_sums_are_exact_whatever_the_blocks(parties: int, left: int, rights: tuple[int, ...], entries: int) -> None:
+    held = {left: rows_of(6, 1.0, 0), **{rank: rows_of(4, 0.5, 1 + rank) for rank in rights}}
+    made = program(ROWS, left, *rights, entries=entries)
+
+    def part(engine: Engine) -> list[torch.Tensor]:
+        mine = held.get(engine.rank)
+        own = None if mine is None else lambda start, stop: torch.from_numpy(mine[start:stop])
+        values = made.run(engine, None if engine.device.type == "meta" else own)
+        return [engine.combine(value) for value in values]
+
+    for results in together(parties, part):
+        for rank, result in zip(rights, results, strict=True):
+            np.testing.assert_array_equal(result.numpy(), held[left].T @ held[rank])
     planned = plan(part, left, parties)
-    assert planned.rounds == 3
-    assert planned.sent_bytes < (parties - 1) * 8 * (ROWS * 6 + 24 + 20)
+    blocks = len(list(made.blocks()))
+    assert planned.rounds == blocks * (1 + len(rights)) + len(rights)
+    # the left rows leave once, however many parties they meet
+    assert planned.sent_bytes < (parties - 1) * 8 * (ROWS * 6 + 24 * len(rights) + 10 * blocks + 20)
+
+
+@pytest.mark.parametrize("parties", [2, 3, 5])
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_any_rows_within_their_norm_give_the_exact_sum(parties: int, data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 12))
+    ranks = data.draw(st.permutations(range(parties)))
+    left, rights = ranks[0], ranks[1 : 1 + data.draw(st.integers(1, parties - 1))]
+    factors = {}
+    for rank in (left, *rights):
+        bits = data.draw(st.integers(1, 20))
+        factors[rank] = Factor(rank, data.draw(st.integers(1, 3)), bits, data.draw(st.integers(1, 2**20)))
+    held = {}
+    for rank, one in factors.items():
+        # A row has one entry that is not 0: of any size that its norm allows, the ends among them.
+        entry = st.one_of(st.sampled_from([-one.norm, 0, one.norm]), st.integers(-one.norm, one.norm))
+        held[rank] = np.zeros((rows, one.width), np.int64)
+        for row in range(rows):
+            held[rank][row, data.draw(st.integers(0, one.width - 1))] = data.draw(entry)
+    made = OuterProducts(
+        rows, factors[left], tuple(factors[rank] for rank in rights), block_entries=data.draw(st.integers(1, 40))
+    )
+
+    def part(engine: Engine) -> list[torch.Tensor]:
+        mine = held.get(engine.rank)
+        own = None if mine is None else lambda start, stop: torch.from_numpy(mine[start:stop])
+        return [engine.combine(value) for value in made.run(engine, None if engine.device.type == "meta" else own)]
+
+    for results in together(parties, part):
+        for rank, result in zip(rights, results, strict=True):
+            np.testing.assert_array_equal(result.numpy(), held[left].T @ held[rank])
+            assert np.abs(result.numpy()).max() <= rows * made.sensitivity(factors[rank])
 
 
 def test_no_user_moves_the_sum_by_more_than_the_sensitivity() -> None:
     y, g = rows_of(6, 1.0, 2), rows_of(4, 0.5, 3)
-    program = OuterProduct(ROWS, 0, 6, 1, 4, bits=12, left_norm=2**12, right_norm=2**11)
+    made = program(ROWS, 0, 1)
     moved = [np.linalg.norm(np.outer(one, other)) for one, other in zip(y, g, strict=True)]
-    assert 0.9 * program.sensitivity < max(moved) <= program.sensitivity
+    bound = made.sensitivity(made.rights[0])
+    assert 0.9 * bound < max(moved) <= bound == 2**23
 
 
 def test_one_party_on_both_sides_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected two"):
-        OuterProduct(ROWS, 1, 6, 1, 4, bits=12, left_norm=1, right_norm=1)
+        program(ROWS, 1, 1)
+    with pytest.raises(ConfigError, match="nobody to meet"):
+        program(ROWS, 1)
 
 
 def test_rows_beyond_their_norm_are_refused_though_every_entry_is_within() -> None:
-    program = OuterProduct(2, 0, 2, 1, 1, bits=12, left_norm=100, right_norm=100)
+    made = OuterProducts(2, Factor(0, 2, 12, 100), (Factor(1, 1, 12, 100),))
     rows = {0: torch.tensor([[60, 80], [80, 80]]), 1: torch.tensor([[100], [-100]])}
 
     def part(engine: Engine) -> torch.Tensor:
-        return engine.combine(program.run(engine, None if engine.device.type == "meta" else rows[engine.rank]))
+        mine = rows[engine.rank]
+        own = None if engine.device.type == "meta" else lambda start, stop: mine[start:stop]
+        return engine.combine(made.run(engine, own)[0])
 
     with pytest.raises(InputError, match="norm above 100"):
         together(2, part)

@@ -23,7 +23,7 @@ HIDDEN = Hidden(
     slope=fit(lambda z: SCALE * (1 - np.tanh(z) ** 2), reach=6, period=16, harmonics=8),
     spread=1.0,
 )
-ROWS, WIDTHS = 400, (2, 1)
+ROWS, WIDTHS, SHARES = 400, (2, 1), (826, 584)
 
 
 def data() -> tuple[Layout, list[OwnColumns], np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def data() -> tuple[Layout, list[OwnColumns], np.ndarray, np.ndarray]:
     features *= 0.57
     grid = np.trunc(features * 2**10).astype(np.int64)
     labels = (features[:, 0] * features[:, 2] > 0).astype(np.int64)
-    layout = Layout(ROWS, WIDTHS, 1, feature_bits=10, norm=1.0)
+    layout = Layout(ROWS, WIDTHS, 1, feature_bits=10, norm=1.0, shares=SHARES)
     own = [
         OwnColumns(torch.from_numpy(grid[:, :2].copy())),
         OwnColumns(torch.from_numpy(grid[:, 2:].copy()), torch.from_numpy(labels.reshape(-1, 1))),
@@ -94,7 +94,7 @@ def test_no_row_moves_both_sums_by_more_than_the_sensitivity(spread: float) -> N
     _, _, x, _ = data()
     generator = np.random.default_rng(1)
     weights = generator.normal(size=(3, 1 + HIDDEN.units)) * spread
-    layout = Layout(ROWS, WIDTHS, 1, feature_bits=10, norm=1.0)
+    layout = Layout(ROWS, WIDTHS, 1, feature_bits=10, norm=1.0, shares=SHARES)
     descent = Descent(1, ROWS, 5, 11, momentum=0, velocity_bits=14, sigmoid=SIGMOID, precision_bits=10)
     program = Perceptron(layout, descent, HIDDEN)
     z = x @ weights[:, 1:]

@@ -76,13 +76,12 @@ def test_what_is_published_is_what_loads(signers: Signers, tmp_path: Path) -> No
     "changes",
     [
         {"weights.safetensors": b"no tensors"},
-        {"weights.safetensors": save({"weights": np.zeros(3), "offset": np.zeros(3), "scale": np.zeros(3)})},
+        {"weights.safetensors": save({"weights": np.zeros((3, 1))})},
         {"weights.safetensors": save({"weights": np.zeros(TERMS.layout.columns)})},
-        {
-            "weights.safetensors": save(
-                {name: np.full(TERMS.layout.columns, np.nan) for name in ("weights", "offset", "scale")}
-            )
-        },
+        {"weights.safetensors": save({"weights": np.full((TERMS.layout.columns, 1), np.nan)})},
+        {"weights.safetensors": save({"weights": np.zeros((TERMS.layout.columns, 1)), "more": np.zeros(1)})},
+        {"client.safetensors": save({name: np.zeros(3) for name in ("offset", "scale")})},
+        {"client.safetensors": save({"offset": np.zeros(TERMS.layout.columns)})},
         {"columns.json": b"{}"},
         {"columns.json": b'{"intercept":1e9,"model":"logistic","schema":"veil.columns/1"}'},
         {"job.json": b"{}"},
@@ -104,7 +103,9 @@ def test_numbers_that_training_cannot_give_are_refused_though_signed(
 ) -> None:
     arrays = {one: getattr(model(), one).copy() for one in ("weights", "offset", "scale")}
     arrays[name][0] = value
-    signers.publish(tmp_path / "model", {"weights.safetensors": save(arrays)})
+    weights = {"weights": arrays.pop("weights")}
+    changes = {"weights.safetensors": save(weights), "client.safetensors": save(arrays)}
+    signers.publish(tmp_path / "model", changes)
     with pytest.raises(ArtifactError, match="in range"):
         load_columns(tmp_path / "model", signers.authority)
 

@@ -16,7 +16,11 @@ from veil.errors import ConfigError
 from veil.jobs.columns import ColumnsTrainer
 from veil.jobs.request import load
 from veil.jobs.spec import Noise, parse
+from veil.mpc.engine import items
 from veil.privacy.accountant import epsilon
+from veil.tabular.schema import TabularSchema
+from veil.trainers.columns import dry
+from veil.trainers.columns.dry import dry_run
 from veil.trainers.columns.plan import OVERRIDES, read_schema
 from veil.trainers.columns.terms import ColumnsTerms, schema_of, schema_text
 
@@ -124,6 +128,17 @@ def test_without_a_dealer_the_parties_draw_the_noise() -> None:
         job(noise=Noise(source="dealer"), triples="he")
 
 
+def test_functions_that_take_a_dealer_are_refused_in_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = job(noise=Noise(source="parties"), triples="he")
+    terms = ColumnsTerms.of(without)
+    monkeypatch.setattr(items, "MOST_PRECISION_BITS_OF_MANY", 5)
+    monkeypatch.setattr(dry, "check_without_dealer", lambda planned, _: items.check_without_dealer(planned, 3))
+    spec = job()
+    dry_run(ColumnsTerms.of(spec), spec.releases, spec.privacy.noise, rank=0)
+    with pytest.raises(ConfigError, match="3 parties without a dealer, expected at most 5"):
+        dry_run(terms, without.releases, without.privacy.noise, rank=0)
+
+
 def test_a_schema_has_one_text() -> None:
     text = schema_text(schema())
     assert schema_text(schema_of(text)) == text
@@ -143,19 +158,21 @@ def test_the_examples_are_a_job_and_the_keys_in_comments_are_real(tmp_path: Path
     file = tmp_path / "job.toml"
     file.write_text(text)
     assert set(load(file).trainer.overrides) == set(OVERRIDES)
-    found = read_schema(ROOT / "deploy" / "columns.toml", slots=80_000)
+    found = read_schema(ROOT / "deploy" / "columns.toml", slots=80_000, kind=TabularSchema)
     assert [one.party for one in found.parties] == list(request.parties)
 
 
 def test_job_plan_shows_every_party_and_phase() -> None:
-    result = CliRunner().invoke(
-        app,
-        ["plan", str(ROOT / "deploy" / "job-columns.toml"), "--bandwidth", "100Mbit", "--latency", "20ms", "--json"],
-    )
+    asked = ["plan", str(ROOT / "deploy" / "job-columns.toml"), "--bandwidth", "100Mbit", "--latency", "20ms", "--json"]
+    result = CliRunner().invoke(app, [*asked, "--cores", "1"])
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     assert [one["party"] for one in shown] == ["shop", "network", "profiles"]
-    assert all(phase["seconds"] > 0 and phase["sent_bytes"] > 0 for one in shown for phase in one["phases"])
+    phases = [phase for one in shown for phase in one["phases"]]
+    assert all(phase["seconds"] > 0 for phase in phases)
+    assert {phase["phase"] for phase in phases if not phase["sent_bytes"]} == {"start"}
+    refused = CliRunner().invoke(app, [*asked, "--cores", "0"])
+    assert refused.exit_code != 0
 
 
 @pytest.mark.parametrize("text", ["", "fast", "10", "10 parsecs", "-1ms", "1e3ms"])
