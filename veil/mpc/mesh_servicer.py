@@ -127,7 +127,7 @@ class MeshServicer:
             yield from accepted.pair.items(accepted.stream)
 
     def serve_direct(self, peer: Identity, connection: DirectStream) -> None:
-        """One stream beside gRPC; returns when it has ended. What `veil.wire.direct.DirectListener` calls."""
+        """One stream beside gRPC; returns when it has ended. What `DirectListener` calls."""
         try:
             if peer.role is not Role.PARTY:
                 raise IdentityError(f"got a mesh stream from {peer}, expected a party")
