@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from veil.tabular.reading import PartyTable
     from veil.tabular.schema import TabularSchema
 
+_DECIMALS = 6  # of what is written
+
 
 def score_rows(
     server: Annotated[str, typer.Option(help="Address of the scoring server, host:port.")],
@@ -101,7 +103,7 @@ def _write(found: RowScores, kind: str, out: Path | None) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["identifier", "model", kind + what])
     for identifier, row in zip(found.identifiers, values, strict=True):
-        writer.writerows((identifier, name, f"{value:.6f}") for name, value in zip(found.names, row, strict=True))
+        writer.writerows((identifier, name, f"{value:.{_DECIMALS}f}") for name, value in zip(found.names, row, strict=True))
     if out is None:
         sys.stdout.write(text.getvalue())
     else:
@@ -112,6 +114,7 @@ def _facts(found: RowScores) -> str:
     """One line on what it cost, and how exact the numbers are."""
     rows = max(1, len(found.identifiers))
     bound = found.probability_error if found.whole else float(found.errors.max(initial=0.0))
+    bound += 0.5 * 10.0**-_DECIMALS
     what = "probability" if found.whole else f"{found.parties[0]}'s part of the log odds"
     keys = (
         "each row had a key of its own"
@@ -119,10 +122,17 @@ def _facts(found: RowScores) -> str:
         else "all rows under one key: keep them on this machine, a keyless offer would give each row a key of its own"
     )
     return (
-        f"each {what} within {bound:.2g} of the model's; {found.queries} queries, a row {found.query_bytes / rows:,.0f}"
+        f"each {what} within {_upward(bound)} of the model's; {found.queries} queries, a row {found.query_bytes / rows:,.0f}"
         f" bytes up, {found.response_bytes / rows:,.0f} down, {1000 * found.total_s / rows:.1f} ms,"
         f" {1000 * found.server_s / rows:.1f} of them the server's arithmetic; {keys}"
     )
+
+
+def _upward(bound: float) -> str:
+    """Two digits, never below the bound."""
+    from decimal import ROUND_UP, Context
+
+    return f"{float(Context(prec=2, rounding=ROUND_UP).create_decimal_from_float(bound)):.2g}"
 
 
 def _tables(schema: TabularSchema, data: list[str], identifier: str) -> list[PartyTable]:

@@ -6,7 +6,9 @@
 
 Guarantee: features, encoded rows, scores and keys stay in this process; the server receives ciphertexts, as many of the
 same length for every row, whatever is in it. Each score is within `errors` of the published model's own
-(`veil.trainers.columns.publication.ColumnsModel.score`, for its linear part).
+(`veil.trainers.columns.publication.ColumnsModel.score`, for its linear part), where the server multiplies as the signed
+weights say. Exact sets round entries to 1/440 of a row's and a model's norm, all to one side where they are alike, and
+`errors` says what that can add up to; approximate sets are closer by orders of magnitude.
 
 One query for each row, standardisation (models of one job share theirs; each job has its own) and piece of features
 (`he_inference.collection`). Where the server keeps no keys (a keyless offer) every row has a secret key of its own.
@@ -26,11 +28,14 @@ from numpy.typing import NDArray
 
 from he_inference.client.linear import LinearClient, check_tables
 from he_inference.client.sync import ScoringClient
+from he_inference.encoding.deviation import exact_rounding
 from veil.errors import InputError, QueryBudgetError, StateError
 from veil.tabular.reading import PartyTable
 from veil.tabular.rows import take_rows
 
 _ROWS_AT_A_TIME = 1024
+# Of encoded rows, for all standardisations together, 8 bytes each; one row may have more: features times models.
+_NUMBERS_AT_A_TIME = 1 << 22
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -96,10 +101,12 @@ def score_rows(
     rows, given = tables[0].rows, {table.party.party for table in tables}
     whole = given == {one.party for one in linear.schema.parties}
     scores, errors = np.zeros((rows, len(numbers))), np.zeros((rows, len(numbers)))
-    _check_budget(client, rows * len(linear.groups(numbers)) * linear.collection.pieces)
+    queries = len(linear.groups(numbers)) * linear.collection.pieces
+    _check_budget(client, rows * queries)
+    at_a_time = max(1, min(_ROWS_AT_A_TIME, _NUMBERS_AT_A_TIME // (queries * linear.collection.dimensions)))
     column = {number: place for place, number in enumerate(numbers)}
-    for start in range(0, rows, _ROWS_AT_A_TIME):
-        taken = np.arange(start, min(start + _ROWS_AT_A_TIME, rows), dtype=np.int64)
+    for start in range(0, rows, at_a_time):
+        taken = np.arange(start, min(start + at_a_time, rows), dtype=np.int64)
         block = [take_rows(table, taken) for table in tables]
         groups = [(group, linear.encoded(group[0], block)) for group in linear.groups(numbers)]
         for place, row in enumerate(taken):
@@ -159,12 +166,12 @@ class _Asker:
             scores = self._client.score(vector)
             origin = scores.origin
             if origin is None or origin.offer.manifest_digest != collection.digest:
-                raise StateError("got scores of other models than the rows were encoded for", hint="ask again")
+                raise StateError("got scores of other models than the rows were encoded for", hint="refresh() and ask again")
             if origin.offer.removed:
                 raise StateError("got an index with models removed, expected all", hint="tell the server's operator")
             # Item m K + k is piece k of model m.
             total += (origin.unit_scores * origin.scale).reshape(-1, collection.pieces)[:, piece]
-            error += origin.unit_error * origin.scale
+            error += max(origin.unit_error, exact_rounding(origin.offer.layout)) * origin.scale
             report = self._client.last_query
             self.queries += 1
             if report is not None:

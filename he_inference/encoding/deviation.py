@@ -74,6 +74,20 @@ def stated_error(layout: Layout, user_norm: float | None = None) -> float:
     return bound * math.sqrt((1.0 + user_norm**2) / (1.0 + USER_NORM**2))
 
 
+def exact_rounding(layout: Layout) -> float:
+    """Bound of the exact set's |score - plaintext score| for unit vectors, whatever their entries are; 0 for other sets.
+
+    `stated_error` is for entries that are rounded like random ones. Entries that are alike (one-hot features of a row,
+    most of them at one small value each) are rounded to the same side, and their errors add up:
+
+        |<u', v'> - <u, v>| <= |u' - u| + |v' - v| + |u' - u| |v' - v|, each |x' - x| at most sqrt(d) / 2 LEVELS
+    """
+    if layout.parameters.scheme != "bfv":
+        return 0.0
+    apart = math.sqrt(layout.dimensions) / (2 * Bfv.LEVELS)
+    return 2 * apart + apart**2
+
+
 def rotation(parameters: Parameters) -> float:
     """r: deviation of the error that one rotation adds to a coefficient."""
     n, (data, special) = parameters.degree, _products(parameters)

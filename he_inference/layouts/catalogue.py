@@ -12,7 +12,7 @@ from he_inference import messages
 from he_inference import parameters as sets
 from he_inference.layouts.history import HistoryLayout
 from he_inference.layouts.history_parts import FoldInLayout, OutputLayout
-from he_inference.layouts.keyless import PACKINGS, KeylessLayout
+from he_inference.layouts.keyless import MOST_RESULTS, PACKINGS, KeylessLayout
 from he_inference.layouts.seam import Layout
 from he_inference.layouts.session import SessionLayout
 from he_inference.parameters import Parameters
@@ -73,7 +73,7 @@ def best_packing(kind: str, parameters: Parameters, items: int, dimensions: int)
         return 0
     choices = []
     for packing in PACKINGS:
-        if -(-dimensions // packing) > _MOST_CIPHERTEXTS:
+        if -(-dimensions // packing) > _MOST_CIPHERTEXTS or items * packing > MOST_RESULTS * parameters.degree:
             continue
         layout = KeylessLayout(parameters, items, dimensions, packing)
         up, down = query_bytes(layout), layout.blocks * result_bytes(layout)

@@ -30,6 +30,8 @@ from he_inference.parameters import Parameters
 from veil.errors import CiphertextError, ConfigError
 
 PACKINGS = tuple(1 << power for power in range(11))
+# Results of one query, each some kilobytes: what a client takes of a server, at most 1.8 GB.
+MOST_RESULTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class KeylessLayout:
             raise ConfigError(f"got packing {self.packing}, expected a power of two from 1 to {PACKINGS[-1]}")
         if self.parameters.scheme != "ckks":
             raise ConfigError(f"got scheme {self.parameters.scheme}, expected ckks for a keyless layout")
+        if self.blocks > MOST_RESULTS:
+            raise ConfigError(
+                f"got {self.blocks} results for a query, expected at most {MOST_RESULTS}", hint="take a smaller packing"
+            )
         if self.rotations > 256:
             raise ConfigError(
                 f"got {self.rotations} query ciphertexts, expected at most 256", hint="take a larger packing"
