@@ -154,10 +154,14 @@ def job(catalogue: Catalogue, users: int, epsilon: float) -> JobSpec:
 
 @dataclass(frozen=True)
 class Ways:
-    """Metrics of one draw: users without a history, and with theirs; alone: the recommender with the whole budget."""
+    """Metrics of one draw: users without a history, and with theirs; alone: the recommender with the whole budget.
+
+    All are users of the training data: without a history means that theirs is not shown to the model.
+    """
 
     cold: Metrics
     cold_side: Metrics
+    cold_alone: Metrics
     warm: Metrics
     warm_side: Metrics
     warm_alone: Metrics
@@ -183,9 +187,10 @@ def one_draw(spec: JobSpec, dataset: Dataset, catalogue: Catalogue, table: Party
     """The mechanism once, and what its model scores."""
     import numpy as np
 
-    from baseline.evaluate import private_metrics, simulated_noise
+    from baseline.evaluate import simulated_noise, simulation_spec
     from veil.recsys.interactions import Interactions
     from veil.recsys.metrics import evaluate
+    from veil.trainers.registry import central_run
     from veil.trainers.side.algorithm import SideAlgorithm
     from veil.trainers.side.central import Side, central_side
 
@@ -203,13 +208,21 @@ def one_draw(spec: JobSpec, dataset: Dataset, catalogue: Catalogue, table: Party
         vectors = model.user_vectors(history, side)
         return evaluate(lambda block: model.scores(vectors[block]), dataset)
 
-    alone = private_metrics(dataset, catalogue, epsilon=spec.privacy.epsilon, delta=DELTA, seeds=[draw])
+    # What the interactions' holder would do without the other organisation: the same budget, all of it on its own rows.
+    own = simulation_spec(catalogue, epsilon=spec.privacy.epsilon, delta=DELTA)
+    alone = central_run(own, catalogue, dataset.train, lambda release: simulated_noise(own, release, draw))
+
+    def ranked_alone(history: Interactions) -> Metrics:
+        vectors = alone.user_vectors(history)
+        return evaluate(lambda block: alone.scores(vectors[block]), dataset)
+
     return Ways(
         cold=ranked(nobody, None),
         cold_side=ranked(nobody, {PROFILES: rows}),
+        cold_alone=ranked_alone(nobody),
         warm=ranked(dataset.train, None),
         warm_side=ranked(dataset.train, {PROFILES: rows}),
-        warm_alone=alone.runs[0],
+        warm_alone=ranked_alone(dataset.train),
     )
 
 
@@ -232,6 +245,7 @@ def _show(figures: dict[str, Any]) -> None:
     ways = {
         "cold": ("no history", "popularity"),
         "cold_side": ("", "+ columns"),
+        "cold_alone": ("", "popularity, whole budget"),
         "warm": ("history", "recommender"),
         "warm_side": ("", "+ columns"),
         "warm_alone": ("", "recommender, whole budget"),

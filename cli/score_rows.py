@@ -103,7 +103,9 @@ def _write(found: RowScores, kind: str, out: Path | None) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["identifier", "model", kind + what])
     for identifier, row in zip(found.identifiers, values, strict=True):
-        writer.writerows((identifier, name, f"{value:.{_DECIMALS}f}") for name, value in zip(found.names, row, strict=True))
+        writer.writerows(
+            (identifier, name, f"{value:.{_DECIMALS}f}") for name, value in zip(found.names, row, strict=True)
+        )
     if out is None:
         sys.stdout.write(text.getvalue())
     else:
@@ -122,9 +124,10 @@ def _facts(found: RowScores) -> str:
         else "all rows under one key: keep them on this machine, a keyless offer would give each row a key of its own"
     )
     return (
-        f"each {what} within {_upward(bound)} of the model's; {found.queries} queries, a row {found.query_bytes / rows:,.0f}"
-        f" bytes up, {found.response_bytes / rows:,.0f} down, {1000 * found.total_s / rows:.1f} ms,"
-        f" {1000 * found.server_s / rows:.1f} of them the server's arithmetic; {keys}"
+        f"each {what} within {_upward(bound)} of the model's; {found.queries} queries, a row"
+        f" {found.query_bytes / rows:,.0f} bytes up, {found.response_bytes / rows:,.0f} down,"
+        f" {1000 * found.total_s / rows:.1f} ms, {1000 * found.server_s / rows:.1f} of them the server's arithmetic;"
+        f" {keys}"
     )
 
 

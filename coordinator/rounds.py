@@ -34,7 +34,7 @@ from coordinator.states import (
     phase_of,
 )
 from coordinator.turn import Turn
-from veil.jobs.reports import PREDICT, Failure, Progress
+from veil.jobs.reports import SCORING, Failure, Progress
 
 
 def step(state: State, event: m.Event, now_ms: int) -> tuple[State, list[m.Command]]:
@@ -184,7 +184,7 @@ def _finished(turn: Turn, job: Active, event: m.Finished) -> None:
         return
     current = replace(job, outcomes={**job.outcomes, event.party: event.outcome})
     turn.put(current)
-    scored = PREDICT in current.plan.steps
+    scored = current.plan.rounds == SCORING
     turn.record(current, f"{event.party} has {'finished' if scored else 'published'}", party=event.party)
     if len(current.outcomes) < len(current.plan.parties):
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 from coordinator.states import Cancelled, Done, Failed, Job, Phase, Plan, Proposed, Running, Starting, Waiting
 from veil.errors import StateError
-from veil.jobs.reports import AFTER, BEFORE, Failure, Outcome, Progress, steps
+from veil.jobs.reports import SCORING, Failure, Outcome, Progress, steps
 from veil.jobs.spec import JobSpec, digest
 
 VERSION = 1
@@ -103,8 +103,7 @@ def plan_of(job_id: str, spec: JobSpec, submitted_ms: int) -> Plan:
         parties=spec.parties,
         dealer=spec.dealer,
         steps=steps(spec),
-        # (predictions have no release: all steps between the first and the last ones)
-        rounds=tuple(release.name for release in spec.releases) or steps(spec)[len(BEFORE) : -len(AFTER)],
+        rounds=tuple(release.name for release in spec.releases) or SCORING,  # predictions have no release
         submitted_ms=submitted_ms,
     )
 

@@ -110,7 +110,7 @@ def _run(root: Path, arguments: argparse.Namespace) -> None:
         )
     times, per_row = (1000 * found.total_s / len(labels), 1000 * found.server_s / len(labels)), len(labels)
     print(
-        f"stated bound of a probability's error {found.probability_error:.1e}; a row:"
+        f"stated bound of a probability's error {found.probability_error:.3e}; a row:"
         f" {found.query_bytes / per_row:,.0f} bytes up, {found.response_bytes / per_row:,.0f} down,"
         f" {times[0]:.1f} ms, of them {times[1]:.2f} the server's arithmetic"
     )

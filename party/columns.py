@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from party.config import Columns
+from veil.align.ids import MAX_ID_BYTES
 from veil.errors import DataError, PolicyError, StateError
 from veil.files import write_atomic
 from veil.recsys import table
@@ -112,6 +113,9 @@ def prepare(section: Columns, folder: Path) -> HeldColumns:
     frame = pl.concat(list(table.read_chunks(section.source, wanted, section.format, identifiers=1)))
     _refuse(frame.filter(pl.col(REASON).is_not_null()), "rows that do not parse", "well-formed ones")
     _refuse(frame.filter(pl.col("0") == ""), "rows without an identifier", "one in each")
+    # Alignment takes no longer ones, and would end every job for a single row.
+    longer = pl.col("0").str.len_bytes() > MAX_ID_BYTES
+    _refuse(frame.filter(longer), f"identifiers of more than {MAX_ID_BYTES} bytes", "shorter ones")
     # Unit of privacy: a user with two rows would move a sum by twice its sensitivity.
     _refuse(frame.filter(pl.col("0").is_duplicated()), "identifiers with more than one row", "one row a user")
     if frame.is_empty():

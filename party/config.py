@@ -14,6 +14,7 @@ from veil import settings
 from veil.deidentify.pipeline import Anonymity, AttributeRule
 from veil.deidentify.source import UserReadConfig
 from veil.errors import ConfigError
+from veil.jobs.predictions import DEFAULT_OUTPUT_BITS, LEAST_OUTPUT_BITS, MOST_OUTPUT_BITS
 from veil.jobs.spec import Name
 from veil.recsys.attributes import MAX_ATTRIBUTES
 from veil.recsys.reading import ReadConfig
@@ -88,16 +89,21 @@ class Predictions(Section):
     """New rows of this party's users that published models may score, and who may learn the scores.
 
     What a score tells: one known function of a user's columns here (for logistic regression a linear one), up to the
-    grid that the job states, with no noise. Several models tell several functions, and as many linear ones as a user
-    has columns tell the columns; a model with hidden units tells one number more in every job. So `recipients` should
-    be parties that may know that much of these users, and `rows_a_day` bounds how fast they can learn it. The models
-    are those that this party has signed. Rows have the identifier and the columns that [columns] lists.
+    grid that the job states, with no noise. **One score can tell several columns at once**: the recipient takes off its
+    own part and looks which combination of categories gives the rest; at 16 bits that is some 16 yes-or-no columns.
+    Several models tell several functions, and as many linear ones as a user has columns tell any columns; a model with
+    hidden units tells one number more in every job. So `recipients` should be parties that may know these columns of
+    these users; `most_bits` and `rows_a_day` bound how much they learn and how fast. With alignment "reveal" every
+    party of the job learns which users are common, of the recipient's too. The models are those that this party has
+    signed. Rows have the identifier and the columns that [columns] lists.
     """
 
     source: Path
     format: TableFormat = TableFormat()
     # Parties that may learn scores of this party's users. Empty: none.
     recipients: tuple[Name, ...] = Field(default=(), max_length=256)
+    # Fractional bits of scores (log odds) told to others, at most.
+    most_bits: int = Field(default=DEFAULT_OUTPUT_BITS, ge=LEAST_OUTPUT_BITS, le=MOST_OUTPUT_BITS)
     # Rows of this party scored for others within 24 hours, over all jobs, counted as the jobs declare them.
     rows_a_day: int = Field(default=100_000, ge=1, le=2**40)
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import polars as pl
 
+from veil.align.ids import MAX_ID_BYTES
 from veil.errors import DataError, StateError
 from veil.files import read_bounded, write_atomic
 
@@ -41,21 +42,30 @@ class HeldIdentifiers:
 def keep(folder: Path, known: Mapping[str, str], pseudonyms: Sequence[str]) -> HeldIdentifiers:
     """Writes the id of every row, in the rows' order; none for a user who has texts and no interactions.
 
-    known: pseudonym to id.
+    known: pseudonym to id. An id that no alignment takes is not kept: its user's history counts, and nothing meets it.
+    Otherwise one such user would end every job, and that it ended would say so.
     """
-    column = pl.Series(_COLUMN, [known.get(one) for one in pseudonyms], dtype=pl.String)
+    ids = [known.get(one) for one in pseudonyms]
+    column = pl.Series(_COLUMN, [one if one and _can_align(one) else None for one in ids], dtype=pl.String)
     buffer = io.BytesIO()
     column.to_frame().write_parquet(buffer)
     path = folder / FILE
     write_atomic(path, buffer.getvalue(), mode=0o600)
     held = HeldIdentifiers(path, len(column) - column.null_count())
     _LOG.info("kept the ids of %d users, for jobs that align them", held.users)
+    if long := sum(one is not None for one in ids) - held.users:
+        _LOG.warning("%d users have ids of more than %d bytes, which no job can align", long, MAX_ID_BYTES)
     return held
 
 
+def _can_align(identifier: str) -> bool:
+    return 1 <= len(identifier.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES
+
+
 def forget(folder: Path) -> None:
-    """Removes what an earlier start has kept."""
-    (folder / FILE).unlink(missing_ok=True)
+    """Removes what an earlier start has kept, or was writing when it ended."""
+    for path in (folder / FILE, *folder.glob(f".{FILE}.*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def load(path: Path) -> list[str | None]:

@@ -3,8 +3,8 @@
 Rows are read anew for each job, here to see whether they fit and in the worker to be scored.
 
 Guarantee: without [predictions] nothing is scored; to another party than itself a party tells scores only if it lists
-that party, and no more rows within 24 hours than it allows. Rows are counted, durably, before the job runs, as many as
-the job declares: a crash can only leave rows counted that nobody learnt of. One job runs once.
+that party, no finer than it allows, and no more rows within 24 hours. Rows are counted, durably, before the job runs,
+as many as the job declares: a crash can only leave rows counted that nobody learnt of. One job runs once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 from party.columns import check_names
 from party.config import Columns, PartyConfig, Predictions
-from veil.errors import DataError, PolicyError, StateError
+from veil.errors import DataError, InputError, PolicyError, StateError
+from veil.files import read_bounded
 from veil.identity.names import Identity, Role
 from veil.jobs.predictions import PredictionsTrainer
 from veil.jobs.spec import JobSpec
@@ -128,6 +129,11 @@ class HeldPredictions:
                 f"got a job that tells {recipient} scores of the users of {party}, expected a recipient that it lists",
                 hint="[predictions] recipients in the party's config; empty: nobody",
             )
+        if recipient != party and terms.trainer.bits > self.section.most_bits:
+            raise PolicyError(
+                f"got scores with {terms.trainer.bits} fractional bits, expected at most {self.section.most_bits}",
+                hint="[predictions] most_bits in the party's config; a finer score tells more of each user",
+            )
         self.record.check(job_digest, terms.rows_told(party))
         model = published_model(self.models, spec, self.authority_pem)
         terms.check_model(model)
@@ -168,7 +174,9 @@ def published_model(models: Path, spec: JobSpec, authority_pem: bytes) -> Column
             break
         if _digest(folder / "manifest.json") == spec.trainer.model:
             signers = [Identity(spec.consortium, Role.PARTY, name) for name in spec.parties]
-            return load_columns(folder, authority_pem, require_signers=signers)
+            # Read again there: what is verified and used must be what was asked for.
+            expected = bytes.fromhex(spec.trainer.model.removeprefix("sha256:"))
+            return load_columns(folder, authority_pem, require_signers=signers, expect_digest=expected)
     raise PolicyError(
         f"got model {spec.trainer.model[:23]}…, expected one that was published here",
         hint="model in the job is the SHA-256 of manifest.json in a party's state/models/JOB",
@@ -185,6 +193,10 @@ def read_rows(section: Predictions, schema: TabularSchema, party: str) -> PartyT
 
 
 def _digest(manifest: Path) -> str:
-    if not manifest.is_file() or manifest.stat().st_size > _MOST_MANIFEST_BYTES:
+    """Empty where there is none that can be read: that is not the one which a job names."""
+    try:
+        if not manifest.is_file():  # a pipe would be waited for
+            return ""
+        return f"sha256:{hashlib.sha256(read_bounded(manifest, _MOST_MANIFEST_BYTES)).hexdigest()}"
+    except (InputError, OSError):
         return ""
-    return f"sha256:{hashlib.sha256(manifest.read_bytes()).hexdigest()}"

@@ -27,7 +27,7 @@ from party.config import Predictions
 from party.correlations import correlations
 from party.prediction_rows import published_model, read_rows
 from veil.align.protocol import align
-from veil.errors import DataError
+from veil.errors import DataError, StateError
 from veil.files import write_atomic
 from veil.jobs.predictions import SCORES
 from veil.jobs.reports import ALIGN, PREDICT, REVEAL
@@ -153,13 +153,26 @@ class Scored:
         return f"Scored(rows={len(self.identifiers)})"
 
     def write(self, path: Path) -> None:
-        """CSV: identifier, probability; whole or not at all, mode 0600."""
+        """CSV: identifier, probability; whole or not at all, mode 0600. Raises `StateError`.
+
+        A file that is there stays: job ids come from the coordinator, which could give one twice.
+        """
+        if path.exists():
+            raise StateError(
+                f"got predictions/{path.name}, which exists, expected a job of a new id", hint="move it away"
+            )
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
         writer.writerows((name, f"{one:.6f}") for name, one in zip(self.identifiers, self.probabilities, strict=True))
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_atomic(path, text.getvalue().encode(), mode=0o600)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(path, text.getvalue().encode(), mode=0o600)
+        except OSError as error:
+            raise StateError(
+                f"got no room for predictions/{path.name}: {error.strerror}, expected a folder that takes it",
+                hint="make room in the state folder, then submit the job anew: one job runs once",
+            ) from None
         _LOG.info("wrote %d predictions", len(self.identifiers))
 
 

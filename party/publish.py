@@ -67,8 +67,13 @@ def check_manifest(manifest: str, job_digest: bytes, *, now_s: float) -> bytes:
     return raw
 
 
-def sign(manifest: str, job_digest: bytes, credentials: Credentials) -> dict[str, Any]:
-    """Step (2): the daemon's signature of a manifest, as JSON types; raises `ArtifactError` for one of another job."""
+def sign(manifest: str, spec: JobSpec, job_digest: bytes, credentials: Credentials) -> dict[str, Any]:
+    """Step (2): the daemon's signature of a manifest, as JSON types.
+
+    Raises `ArtifactError` for one of another job, and for any where the job publishes nothing.
+    """
+    if spec.privacy_ is None:
+        raise ArtifactError(f"got a manifest of a job of trainer {spec.trainer.kind}, expected none: it has no model")
     checked = check_manifest(manifest, job_digest, now_s=time.time())
     signature = sign_manifest(checked, credentials.identity.name, credentials.certificate_pem, credentials.sign)
     return signature.model_dump(mode="json")

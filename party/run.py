@@ -261,7 +261,7 @@ class JobRun:
             self._progress(str(body.get("step")), int(body.get("done", 0)))
             return {}
         if kind == "sign":
-            return sign(str(body.get("manifest")), self._digest, self._credentials)
+            return sign(str(body.get("manifest")), self._spec, self._digest, self._credentials)
         if kind == "measured":
             report.keep(self._config.state, self._job_id, self._name, self._spec.text(), body)
             return {}

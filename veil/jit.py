@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -67,18 +68,29 @@ def compiler(package: Path, name: str, sources: Iterable[Path]) -> Compiler:
     for path in sorted([Path(__file__), *sources]):
         digest.update(path.name.encode() + b"\x00" + path.read_bytes())
     places = (Path(given),) if (given := os.environ.get("NUMBA_CACHE_DIR")) else (package / "__pycache__", _own_cache())
-    found = next((place for place in places if place is not None and _writable(place)), None)
+    found = next((place for place in places if place is not None and _existing(place)), None)
     return Compiler(None if found is None else found / f"{name}-{digest.hexdigest()[:16]}")
 
 
 def _own_cache() -> Path | None:
-    # Of this user alone: whoever writes there runs what they like in this process.
+    """Of this user alone: whoever writes there runs what they like in this process.
+
+    None where it, or what it would be made in, is another user's or open to all: HOME may be /tmp.
+    """
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "veil"
-    return Path(given) / ".cache" / "veil" if (given := os.environ.get("HOME")) else None
+        folder = Path(given) / "veil"
+    elif given := os.environ.get("HOME"):
+        folder = Path(given) / ".cache" / "veil"
+    else:
+        return None
+    existing = _existing(folder)
+    if existing is None:
+        return None
+    facts = existing.stat()
+    return folder if facts.st_uid == os.geteuid() and not facts.st_mode & stat.S_IWOTH else None
 
 
-def _writable(folder: Path) -> bool:
-    """Whether it may be written, or made where it is missing."""
+def _existing(folder: Path) -> Path | None:
+    """The folder, or what it can be made in where it is missing; None where that may not be written."""
     existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    return existing is not None and existing.is_dir() and os.access(existing, os.W_OK)
+    return existing if existing is not None and existing.is_dir() and os.access(existing, os.W_OK) else None

@@ -166,7 +166,9 @@ class _Asker:
             scores = self._client.score(vector)
             origin = scores.origin
             if origin is None or origin.offer.manifest_digest != collection.digest:
-                raise StateError("got scores of other models than the rows were encoded for", hint="refresh() and ask again")
+                raise StateError(
+                    "got scores of other models than the rows were encoded for", hint="refresh() and ask again"
+                )
             if origin.offer.removed:
                 raise StateError("got an index with models removed, expected all", hint="tell the server's operator")
             # Item m K + k is piece k of model m.

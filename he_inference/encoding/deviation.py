@@ -75,7 +75,7 @@ def stated_error(layout: Layout, user_norm: float | None = None) -> float:
 
 
 def exact_rounding(layout: Layout) -> float:
-    """Bound of the exact set's |score - plaintext score| for unit vectors, whatever their entries are; 0 for other sets.
+    """Bound of the exact set's |score - plaintext score| for any unit vectors, whatever their entries; 0 for others.
 
     `stated_error` is for entries that are rounded like random ones. Entries that are alike (one-hot features of a row,
     most of them at one small value each) are rounded to the same side, and their errors add up:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from he_inference.collection import PART_FILES
 from he_inference.index.linear_models import manifests_of
 from he_inference.service.audience import read_hidden
 from he_inference.service.config import ScoringConfig
@@ -21,6 +22,7 @@ from he_inference.service.pool import WorkerPool
 from he_inference.service.process import IndexFile
 from he_inference.service.published import PublishedModel
 from veil.errors import ConfigError, StateError, VeilError
+from veil.trainers.columns.linear import WEIGHTS_FILE
 
 _STOP_WITHIN_S = 10.0
 _log = logging.getLogger("veil.he_inference.service.reload")
@@ -33,6 +35,8 @@ class Loader:
         self._config = config
         self._folder = config.state / "index"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # As they were before the model was opened that is served, or is being opened.
+        self._looked_at = self._manifests()
 
     def load(self, model: PublishedModel, *, anew: bool = False) -> Generation:
         """The generation of a model; index files that are absent or of another model are built. Raises `VeilError`."""
@@ -69,20 +73,30 @@ class Loader:
         return generation
 
     def seen(self, generation: Generation) -> tuple[object, ...]:
-        """What the files looked like that a generation was made from; of the model, its manifest as it is now."""
+        """What the files looked like that a generation was made from.
+
+        Manifests as they were when last looked at, before the model was opened: what has come since (one model after
+        the other, into one folder) is seen the next time.
+        """
         files = (_state(os.fstat(one)) for index in generation.indexes for one in index.descriptors)
-        return (*self._manifests(), *files)
+        return (*self._looked_at, *files)
 
     def look(self) -> tuple[object, ...]:
         """The same, of the files that lie there now."""
         specs = self._config.offer_specs
         paths = [self._folder / name for spec in specs for name in spec.file_names]
         paths += [path for one in self._config.audiences for path in paths_of(one.index, specs[0])]
-        return (*self._manifests(), *(_look(path) for path in paths))
+        self._looked_at = self._manifests()
+        return (*self._looked_at, *(_look(path) for path in paths))
 
     def _manifests(self) -> list[object]:
-        """One for a recommender, of a fixed place; of models on columns one for each, with the folder's name."""
-        return [(path.parent.name, _look(path)) for path in manifests_of(self._config.model)]
+        """One for a recommender, of a fixed place; of models on columns one for each, with the folder's name.
+
+        With the files beside it: a folder that is being copied has its manifest before the rest.
+        """
+        beside = (*PART_FILES, WEIGHTS_FILE)
+        found = manifests_of(self._config.model)
+        return [(path.parent.name, *(_look(path.with_name(name)) for name in beside)) for path in found]
 
 
 class Reloader:

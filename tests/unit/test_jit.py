@@ -68,6 +68,30 @@ def test_where_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert place() is None  # what was asked for or nothing
 
 
+def test_a_cache_that_others_may_write_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code is run as it lies there."""
+    package = tmp_path / "package"
+    package.write_text("no folder, so that nothing is kept beside the sources")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+
+    def kept() -> bool:
+        return jit.compiler(package, "kernels", []).folder is not None
+
+    assert kept()
+    home.chmod(0o1777)  # as /tmp: another user can make .cache first
+    assert not kept()
+    (home / ".cache" / "veil").mkdir(parents=True, mode=0o700)
+    assert kept()
+    (home / ".cache" / "veil").chmod(0o777)
+    assert not kept()
+    (home / ".cache" / "veil").chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+    assert not kept()
+
+
 def test_without_a_folder_kernels_are_made_all_the_same() -> None:
     def thrice(number: int) -> int:
         return 3 * number

@@ -15,6 +15,7 @@ from veil.jobs.columns import AlignmentTerms, HiddenTerms, PlainOpening
 from veil.jobs.trainers import Frozen, Name, Sha256
 
 SCORES: Final = "scores"
+LEAST_OUTPUT_BITS: Final = 4
 MOST_OUTPUT_BITS: Final = 24
 DEFAULT_OUTPUT_BITS: Final = 16
 
@@ -43,7 +44,7 @@ class PredictionsTrainer(Frozen):
     hidden: HiddenTerms | None = None
     alignment: AlignmentTerms
     triples: Literal["dealer", "he"] = "dealer"
-    bits: int = Field(default=DEFAULT_OUTPUT_BITS, ge=4, le=MOST_OUTPUT_BITS)
+    bits: int = Field(default=DEFAULT_OUTPUT_BITS, ge=LEAST_OUTPUT_BITS, le=MOST_OUTPUT_BITS)
     openings: Annotated[tuple[ScoresOpening, ...], Field(strict=False, min_length=1, max_length=1)]
 
     @model_validator(mode="after")

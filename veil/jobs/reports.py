@@ -23,6 +23,7 @@ BEFORE = ("load", "mesh")
 ALIGN, REVEAL = "align", "reveal"
 # Where new rows are scored between the two.
 PREDICT = "predict"
+SCORING = (ALIGN, PREDICT, REVEAL)
 AFTER = ("publish",)
 
 _LARGEST = 2**63 - 1
@@ -41,7 +42,7 @@ def steps(spec: JobSpec) -> tuple[str, ...]:
     if spec.trainer.kind == "columns":
         releases = [ALIGN, *releases, REVEAL]
     elif spec.trainer.kind == "predictions":
-        releases = [ALIGN, PREDICT, REVEAL]
+        releases = [*SCORING]
     elif spec.trainer.kind == "side":
         releases = [ALIGN, *releases]
     return (*BEFORE, *releases, *AFTER)

@@ -163,6 +163,8 @@ def check_job(directory: Path, manifest: JobManifest) -> JobSpec:
         spec = jobs.parse(text.decode("ascii"))
     except (ConfigError, UnicodeDecodeError) as error:
         raise ArtifactError(f"job.json: {error}") from None
+    if spec.privacy_ is None:
+        raise ArtifactError(f"job.json: got a job of trainer {spec.trainer.kind}, expected one that publishes a model")
     claims = {
         "job_digest": f"sha256:{jobs.digest(spec.text()).hex()}",
         "training_text_digest": f"sha256:{hashlib.sha256(text).hexdigest()}",

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from cli.bench_side import PROFILES, budgets, measure, profiles, schema_of
+from baseline.evaluate import private_metrics
+from cli.bench_side import DELTA, PROFILES, budgets, measure, profiles, schema_of
 from cli.job import app
 from tests.unit.trainers.side.shops import BANK, SHOP, USERS, World, catalogue, dataset
 from veil.errors import ConfigError, DataError
@@ -38,8 +39,12 @@ def test_a_line_costs_its_budget_and_has_every_way() -> None:
     table = PartyTable(own, tuple(map(str, range(USERS))), columns, None)
     line = measure(dataset(), catalogue(), table, 5.0, 1)
     assert 4.9 < line["spent"] <= 5.0
-    for way in ("cold", "cold_side", "warm", "warm_side", "warm_alone"):
+    for way in ("cold", "cold_side", "cold_alone", "warm", "warm_side", "warm_alone"):
         assert 0 <= line[way]["ndcg_at_10"] <= line[way]["hr_at_10"] <= 1
+    # Both references have the whole budget, and are what the recommender's own benchmark measures.
+    alone = private_metrics(dataset(), catalogue(), epsilon=5.0, delta=DELTA, seeds=[1]).runs[0]
+    assert line["warm_alone"]["hr_at_10"] == alone.hr_at_10
+    assert line["cold_alone"]["hr_at_10"] != line["warm_alone"]["hr_at_10"]
 
 
 def test_the_plan_of_a_job_is_printed_before_it_runs(tmp_path: Path) -> None:

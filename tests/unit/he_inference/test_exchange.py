@@ -115,7 +115,7 @@ def test_keys_outlive_a_model_of_the_same_layout_only() -> None:
 
 
 def test_the_packing_that_is_chosen_is_the_smallest_on_the_wire_and_fits_a_message() -> None:
-    for items, dimensions in ((100, 4), (4096, 128), (100_000, 64), (1_000_000, 1024)):
+    for items, dimensions in ((100, 4), (4096, 128), (100_000, 64), (1_000_000, 1024), (4_000_000, 9)):
         packing = best_packing("keyless", KEYLESS, items, dimensions)
         layout = layout_of("keyless", KEYLESS, items, dimensions, packing)
         assert query_bytes(layout) <= MAX_QUERY_BYTES

@@ -69,6 +69,7 @@ def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
     [
         (TABLE + "a,tea,1,0,w\n", "more than one row"),
         (TABLE + ",tea,1,0,w\n", "without an identifier"),
+        (TABLE + "é" * 200 + ",tea,1,0,w\n", "more than 256 bytes"),
         (TABLE + "d,tea\n", "do not parse"),
         ("member,item,visits,bought\n", "no rows"),
         ("member,item,visits\na,tea,3\n", "column"),

@@ -10,8 +10,9 @@ import pytest
 
 from party import store
 from party.config import PartyConfig
-from party.identifiers import FILE, load
+from party.identifiers import FILE, forget, keep, load
 from tests.unit.trainers.side.shops import catalogue
+from veil.align.ids import check_ids
 from veil.errors import DataError, StateError
 from veil.recsys.pseudonyms import PseudonymKey
 from veil.recsys.reading import read_interactions
@@ -70,11 +71,25 @@ def test_each_row_has_the_id_of_its_user(tmp_path: Path) -> None:
 
 def test_without_a_word_in_the_configuration_no_id_is_kept(tmp_path: Path) -> None:
     store.prepare(config(tmp_path, align=True), catalogue())
+    rows = tmp_path / "state" / "rows"
+    (rows / f".{FILE}.abc.tmp").write_bytes(b"alice")  # as a crash leaves it
+    forget(rows)
+    assert not list(rows.glob(f"*{FILE}*"))
     prepared = store.prepare(config(tmp_path, align=False), catalogue())
     assert prepared.identifiers is None
     assert not (tmp_path / "state" / "rows" / FILE).exists()
     kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
     assert b"alice" not in kept
+
+
+def test_an_id_that_no_alignment_takes_is_a_user_without_one(tmp_path: Path) -> None:
+    # 200 characters of two bytes each: `align` would refuse them, and with them every job.
+    known = {"a": "alice", "b": "\u00e9" * 200, "c": "e" * 256}
+    held = keep(tmp_path, known, ["a", "b", "c", "d"])
+    assert held.users == 2
+    found = load(held.path)
+    assert found == ["alice", None, "e" * 256, None]
+    assert len(check_ids([one for one in found if one], 2)) == 2
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from cli.job_client import plan_job
+from party import prediction_rows
 from party.config import Approval, Columns, PartyConfig, Predictions
 from party.dealing import needs_dealer
-from party.prediction_rows import DAY_S, HeldPredictions, PredictionRecord
-from party.predictions import PredictionRun, PredictionSeat, load
+from party.prediction_rows import DAY_S, HeldPredictions, PredictionRecord, published_model
+from party.predictions import PredictionRun, PredictionSeat, Scored, load
+from party.publish import sign
 from party.report import Measured
 from party.review import Reviewed, review
+from party.run import JobRun
 from tests.unit.mpc.engine.test_sources import watched
 from tests.unit.mpc.engine.together import dealer_of
 from tests.unit.trainers.columns import clicks
@@ -32,14 +36,16 @@ from veil.errors import ArtifactError, ConfigError, DataError, InputError, Polic
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
+from veil.jobs import signing
 from veil.jobs.predictions import PredictionsTrainer
 from veil.jobs.reports import steps
 from veil.jobs.spec import JobSpec, canonical, digest
 from veil.mpc.communicator import TensorCommunicator
+from veil.mpc.grpc_mesh import MeshServicer
 from veil.mpc.loopback import loopback
 from veil.privacy.ledger import Ledger
-from veil.recsys.manifest import sign_manifest
-from veil.recsys.signed import save_directory
+from veil.recsys.manifest import FileEntry, sign_manifest
+from veil.recsys.signed import check_job, manifest_bytes, parse_manifest, save_directory
 from veil.tabular.reading import read_party
 from veil.trainers.columns.prediction_plan import forecast_predictions
 from veil.trainers.columns.publication import ColumnsModel, ColumnsPublication
@@ -147,6 +153,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], type[VeilError], str]] = [
     ({}, {"rules": {"parties": ("bank", "club")}}, PolicyError, "got a job with shop"),
     ({}, {"rules": {"min_parties": 3}}, PolicyError, "at least 3"),
     ({"sizes": [140, 150]}, {}, DataError, "more rows"),
+    ({"bits": 17}, {}, PolicyError, "at most 16"),
+    ({"bits": 9}, {"section": {"most_bits": 8}}, PolicyError, "at most 8"),
 ]
 
 
@@ -198,6 +206,56 @@ def test_a_copy_of_the_model_that_was_altered_is_refused(site: Site, judge: Judg
         judge(site.job(), models=folder.parent)
 
 
+def test_finer_scores_are_told_where_a_party_allows_it_and_to_itself(site: Site, judge: Judge) -> None:
+    assert judge(site.job(bits=24), section={"most_bits": 24}).epsilon == 0
+    assert judge(site.job(bits=24), SHOP).epsilon == 0
+
+
+def test_a_model_that_is_exchanged_while_it_is_looked_up_is_refused(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one that all have signed: nothing but the digest tells them apart."""
+    models, spec = tmp_path / "models", site.job()
+    assert isinstance(spec.trainer, PredictionsTrainer)
+    shutil.copytree(site.models / "logistic", models / "model")
+    assert published_model(models, spec, site.authority).hidden is None
+    digest_of = prediction_rows._digest
+
+    def then_exchanged(manifest: Path) -> str:
+        found = digest_of(manifest)
+        shutil.rmtree(models / "model")
+        shutil.copytree(site.models / "towers", models / "model")
+        return found
+
+    monkeypatch.setattr(prediction_rows, "_digest", then_exchanged)
+    with pytest.raises(ArtifactError, match="got a model of manifest"):
+        published_model(models, spec, site.authority)
+
+
+def test_a_manifest_that_cannot_be_read_is_not_the_one(site: Site, tmp_path: Path) -> None:
+    """Links that lead in a circle, a name too long to follow: the job is answered, not dropped."""
+    models = tmp_path / "models"
+    shutil.copytree(site.models / "logistic", models / "good")
+    (models / "circle").mkdir()
+    (models / "circle" / "manifest.json").symlink_to("manifest.json")
+    (models / "far").mkdir()
+    (models / "far" / "manifest.json").symlink_to("x" * 300)
+    assert published_model(models, site.job(), site.authority).hidden is None
+
+
+def test_scores_do_not_replace_others_and_a_full_disk_is_told(tmp_path: Path) -> None:
+    scored = Scored(("ann", "bea"), np.array([0.25, 0.5]))
+    file = tmp_path / "predictions" / "job.csv"
+    scored.write(file)
+    assert file.read_text() == "identifier,probability\nann,0.250000\nbea,0.500000\n"
+    with pytest.raises(StateError, match="exists"):
+        Scored(("eve",), np.array([0.75])).write(file)
+    assert "eve" not in file.read_text()
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    with pytest.raises(StateError, match=r"predictions/job\.csv: .*, expected a folder"):
+        scored.write(tmp_path / "taken" / "job.csv")
+
+
 def test_rows_are_counted_over_a_day_and_a_restart_and_a_job_runs_once(tmp_path: Path) -> None:
     now = [1000.0]
     path = tmp_path / "record.sqlite"
@@ -230,6 +288,64 @@ def test_rows_are_counted_over_a_day_and_a_restart_and_a_job_runs_once(tmp_path:
     path.write_bytes(b"no database at all, but long enough to be taken for one" * 40)
     with pytest.raises(StateError, match="cannot be used"):
         record()
+
+
+def test_a_run_counts_its_rows_before_it_meets_anybody_and_only_once(site: Site, tmp_path: Path) -> None:
+    spec = site.job()
+    path = tmp_path / "record.sqlite"
+    record = PredictionRecord(path, rows_a_day=clicks.SLOTS)
+
+    def failure_of(spec: JobSpec, job_id: str) -> VeilError:
+        found: list[VeilError] = []
+        over = threading.Event()
+        own = digest(spec.text())
+
+        def failed(error: VeilError) -> None:
+            found.append(error)
+            over.set()
+
+        JobRun(
+            job_id=job_id,
+            reviewed=Reviewed(spec, own, 0.0),
+            approvals=[signing.approve(site.credentials[party], own) for party in PARTIES],
+            addresses={},
+            config=cast(PartyConfig, None),  # not looked at so early
+            credentials=site.credentials[BANK],
+            rows=tmp_path / "rows",
+            ledger=Ledger(tmp_path / "ledger.sqlite", epsilon_limit=1.0, delta=1e-5),
+            mesh=MeshServicer(),
+            predecessors=[],
+            on_progress=lambda progress: None,
+            on_done=lambda outcome: None,
+            on_failed=failed,
+            predictions=record,
+        ).start()
+        assert over.wait(30)
+        return found[0]
+
+    assert "no address" in failure_of(spec, "a" * 32).message
+    assert "run here before" in failure_of(spec, "b" * 32).message
+    assert f"after {clicks.SLOTS} within 24 hours" in failure_of(site.job(), "c" * 32).message
+
+
+def test_nothing_that_a_job_on_predictions_signs_is_a_model(site: Site, tmp_path: Path) -> None:
+    """Neither does a daemon lend its key for one, nor is a directory read that says it came from such a job."""
+    spec = site.job()
+    shutil.copytree(site.models / "logistic", tmp_path / "model")
+    raw = (tmp_path / "model" / "manifest.json").read_bytes()
+    text = spec.text().encode()
+    entry = FileEntry(sha256=hashlib.sha256(text).hexdigest(), size_bytes=len(text))
+    (tmp_path / "model" / "job.json").write_bytes(text)
+    true = parse_manifest(raw)
+    changes: dict[str, Any] = {
+        "files": {**true.files, "job.json": entry},
+        "job_digest": f"sha256:{digest(spec.text()).hex()}",
+    }
+    forged = true.model_copy(update=changes)
+    with pytest.raises(ArtifactError, match="expected one that publishes a model"):
+        check_job(tmp_path / "model", forged)
+    with pytest.raises(ArtifactError, match="it has no model"):
+        sign(manifest_bytes(forged).decode(), spec, digest(spec.text()), site.credentials[BANK])
 
 
 def test_a_record_that_another_process_writes_is_counted_whole(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The one way in which a value of the engine becomes known: listed by the job, stated by all parties, logged.
 
 Guarantee: `open` and `open_to` send nothing unless the job's policy lists this name with this shape and recipient and
-it has not been opened, and every party has stated that it is about to open the same under the same job; what opened is
-logged by digest.
+it has not been opened, and every party has stated that it is about to open the same under the same job; what `open`
+opened is logged by digest, of `open_to` that it was done.
 
 What `open_to` sends. A party's share of a value may be its own input as it stands (`Engine.own` shares without a
 message), so each party adds its share of zero before it sends: z_i from one stream for each pair of parties

@@ -13,9 +13,7 @@ is the product of the two clipping norms, exactly, on integers (no clipping insi
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +26,8 @@ from veil.mpc.engine.values import Opened, Value
 
 BLOCK_ENTRIES: Final = 1 << 22
 """Of the larger factor: 32 MiB of masked numbers at a time."""
+MOST_MASKS: Final = 1 << 18
+"""Blocks times parties: what a dealer keeps of a job. A dry run takes some 50 microseconds for each."""
 
 OwnRows = Callable[[int, int], Tensor]
 """First row and the one after the last -> int64[rows, own width]."""
@@ -51,9 +51,12 @@ class Factor:
         """The rows. Raises `InputError` unless there are as many, and every one keeps the norm."""
         if tuple(rows.shape) != (expected, self.width):
             raise InputError(f"got rows of shape {tuple(rows.shape)}, expected {(expected, self.width)}")
-        # Sensitivity: entries within the bound are not enough. Integers throughout.
+        # Sensitivity: entries within the bound are not enough. Integers throughout, and entries from both sides first:
+        # the least int64 has no magnitude and the square 0.
         if rows.numel() and (
-            int(rows.abs().max()) > self.norm or int(rows.square().sum(1).max()) > self.norm * self.norm
+            int(rows.min()) < -self.norm
+            or int(rows.max()) > self.norm
+            or int(rows.square().sum(1).max()) > self.norm * self.norm
         ):
             raise InputError(f"got a row with a norm above {self.norm} grid steps, expected rows clipped to it")
         return rows
@@ -74,6 +77,13 @@ class OuterProducts:
             raise ConfigError("got no rows or nobody to meet, expected at least one of each")
         if len(set(ranks)) != len(ranks):
             raise ConfigError(f"got parties {ranks}, expected two at least, each once")
+        # Here, before a dry run lists them or a dealer refuses them when half of the job is paid for.
+        masks = -(-self.rows // self._step) * len(ranks)
+        if masks > MOST_MASKS:
+            raise ConfigError(
+                f"got {self.rows} rows of {self.left.width} numbers, {masks} masks, expected at most {MOST_MASKS}",
+                hint="declare fewer rows, or take a smaller catalogue",
+            )
 
     def sensitivity(self, right: Factor) -> int:
         """L2 sensitivity of the sum with that party over users, in steps of 2^-(left bits + right bits)."""
@@ -81,11 +91,14 @@ class OuterProducts:
         # Frobenius norm of an outer product is the product of the norms. A user whom either lacks adds zeros.
         return self.left.norm * right.norm
 
+    @property
+    def _step(self) -> int:
+        return max(1, self.block_entries // max(self.left.width, *(right.width for right in self.rights)))
+
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Rows of each block, in order."""
-        step = max(1, self.block_entries // max(self.left.width, *(right.width for right in self.rights)))
-        for start in range(0, self.rows, step):
-            yield start, min(start + step, self.rows)
+        for start in range(0, self.rows, self._step):
+            yield start, min(start + self._step, self.rows)
 
     def run(self, engine: Engine, own: OwnRows | None) -> list[Value]:
         """The shared sums, int64[left width, right width] over 2^(left bits + right bits), one for each of `rights`.
@@ -93,14 +106,19 @@ class OuterProducts:
         own: this party's rows, clipped; None at a party without any and in a dry run. Raises `InputError` for a row
         beyond its bound.
         """
-        sums: list[list[Value]] = [[] for _ in self.rights]
+        sums: list[Value] = []
         for start, stop in self.blocks():
             left = self._fixed(engine, self.left, start, stop, own)
-            for found, right in zip(sums, self.rights, strict=True):
+            for number, right in enumerate(self.rights):
                 fixed = self._fixed(engine, right, start, stop, own)
                 # An entry is at most rows times both norms: `matmul` counts the same.
-                found.append(engine.matmul(left, fixed, transposed=True))
-        return [functools.reduce(operator.add, found) for found in sums]
+                product = engine.matmul(left, fixed, transposed=True)
+                # Summed as they come: a block's product may be larger than its rows.
+                if start:
+                    sums[number] = sums[number] + product
+                else:
+                    sums.append(product)
+        return sums
 
     def _fixed(self, engine: Engine, factor: Factor, start: int, stop: int, own: OwnRows | None) -> Opened:
         mine = own(start, stop) if own is not None and engine.rank == factor.rank else None

@@ -20,8 +20,10 @@ anything, except what the alignment tells (`veil.align.protocol`).
 A score is one known function of each user's columns, told up to one step of the grid: linear parts are rounded before
 they are added; the rest is cut inside the sharing to a neighbour, which, together with the opened mask, tells an
 interval of one step and no more (y = ceil((x - c) / 2^f) with c public and uniform). There is no differential privacy
-for the people scored: to know their scores is the purpose. M linear models tell M linear functions of a user's columns,
-and as many as the columns have numbers tell the columns; the same model tells the same again. With hidden units every
+for the people scored: to know their scores is the purpose. One score tells at most its bits, but of several columns: of
+few values each, they can be told apart by what is left without the recipient's own part. M linear models tell M linear
+functions of a user's columns, and as many as these have numbers tell all; the same model tells the same again. So bits
+are bounded, those before the point by the weights that are accepted (`check_model`). With hidden units every
 job tells one number more: what is computed is off by up to some 2e-4 (the table of sines), in a way that depends on the
 opened masks and on the units' inputs, and the cut falls elsewhere. The limits in a party's configuration are for that.
 
@@ -66,6 +68,8 @@ _PRECISION_BITS: Final = 16  # of waves; less for a product of two whose sum ove
 _PRODUCT_BITS: Final = 61.0
 _BLOCK_NUMBERS: Final = 2**22  # dependent numbers of an item: 32 MiB
 _SLACK: Final = 2.0**-30
+_MOST_NORM: Final = 1024.0  # of one party's linear weights: no probability needs more, an encoding of columns does
+_MOST_NUMBERS: Final = 2**27  # slots times units: 1 GiB at each party
 _DOMAIN: Final = b"veil/predictions/v1\x00"
 
 Int64 = npt.NDArray[np.int64]
@@ -93,6 +97,11 @@ class PredictionTerms:
             sides = sorted((*hidden.left, *hidden.right))
             if sides and (not hidden.left or not hidden.right or sides != list(range(len(spec.parties)))):
                 raise ConfigError(f"got sides {hidden.left} and {hidden.right}, expected all parties split in two")
+            if alignment.result * hidden.units > _MOST_NUMBERS:
+                raise ConfigError(
+                    f"got {alignment.result} slots of {hidden.units} units, expected at most {_MOST_NUMBERS} in all",
+                    hint="score fewer rows in one job",
+                )
         return cls(trainer, spec.parties, alignment)
 
     @property
@@ -118,7 +127,7 @@ class PredictionTerms:
         return min(self.slots, sizes[self.parties.index(party)], sizes[self.recipient])
 
     def check_model(self, model: ColumnsModel) -> None:
-        """Raises `ConfigError` unless the model is on these parties' columns and has the stated hidden layer."""
+        """Raises `ConfigError` unless it is these parties', with the stated hidden layer and weights within bounds."""
         named = tuple(one.party for one in model.schema.parties)
         if named != self.parties:
             raise ConfigError(
@@ -126,6 +135,12 @@ class PredictionTerms:
             )
         if model.hidden != self.trainer.hidden:
             raise ConfigError("got another hidden layer than the model has, expected the same")
+        norms = [float(np.linalg.norm(model.weights[model.schema.place(party), 0])) for party in named]
+        if max(norms) > _MOST_NORM:
+            raise ConfigError(
+                f"got linear weights of norm {max(norms):.6g} at one party, expected at most {_MOST_NORM:g}",
+                hint="scores of such a model would tell more of the columns than a probability does",
+            )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from veil.align.traffic import align_points, align_traffic
 from veil.errors import ArtifactError, ConfigError
 from veil.jobs.columns import ColumnsTrainer
-from veil.jobs.predictions import DEFAULT_OUTPUT_BITS, MOST_OUTPUT_BITS, PredictionsTrainer
+from veil.jobs.predictions import DEFAULT_OUTPUT_BITS, LEAST_OUTPUT_BITS, MOST_OUTPUT_BITS, PredictionsTrainer
 from veil.jobs.request import JobRequest
 from veil.jobs.spec import JobSpec, Release, describe
 from veil.mpc.engine.plan import Plan
@@ -48,8 +48,9 @@ def plan_predictions(request: JobRequest) -> tuple[PredictionsTrainer, tuple[Rel
     if unknown:
         raise ConfigError(f"got unknown settings {', '.join(unknown)}, expected some of {', '.join(OVERRIDES)}")
     bits = section.overrides.get("bits", float(DEFAULT_OUTPUT_BITS))
-    if not float(bits).is_integer() or not 4 <= bits <= MOST_OUTPUT_BITS:
-        raise ConfigError(f"got bits {bits:g}, expected a whole number from 4 to {MOST_OUTPUT_BITS}")
+    if not float(bits).is_integer() or not LEAST_OUTPUT_BITS <= bits <= MOST_OUTPUT_BITS:
+        expected = f"a whole number from {LEAST_OUTPUT_BITS} to {MOST_OUTPUT_BITS}"
+        raise ConfigError(f"got bits {bits:g}, expected {expected}")
     try:
         raw = read(section.published, "manifest.json", MAX_MANIFEST_BYTES)
         trained = check_job(section.published, parse_manifest(raw))

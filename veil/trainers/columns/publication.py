@@ -136,13 +136,20 @@ class ColumnsPublication:
 
 
 def load_columns(
-    directory: Path, authority_pem: bytes, *, require_signers: Sequence[Identity] | None = None
+    directory: Path,
+    authority_pem: bytes,
+    *,
+    require_signers: Sequence[Identity] | None = None,
+    expect_digest: bytes | None = None,
 ) -> ColumnsModel:
     """The model in a published directory, verified first (`veil.recsys.signed.verify_directory`).
 
-    Raises `ArtifactError` when anything does not fit.
+    expect_digest: SHA-256 of the manifest, where one model is meant and no other. Raises `ArtifactError` when anything
+    does not fit.
     """
-    manifest, _ = verify_directory(directory, authority_pem, require_signers=require_signers)
+    manifest, found = verify_directory(directory, authority_pem, require_signers=require_signers)
+    if expect_digest is not None and found != expect_digest:
+        raise ArtifactError(f"got a model of manifest {found.hex()[:16]}…, expected {expect_digest.hex()[:16]}…")
     if not isinstance(manifest, OutcomeManifest) or manifest.kind != "columns":
         raise ArtifactError("got another kind of publication, expected a model on columns of several parties")
     spec = check_job(directory, manifest)

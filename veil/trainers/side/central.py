@@ -56,6 +56,7 @@ def central_side(
     if set(sides) != set(algorithm.side_parties):
         raise InputError(f"got rows of {', '.join(sides)}, expected those of {', '.join(algorithm.side_parties)}")
     spec, found = algorithm.spec, {} if opened is None else opened
+    sides = {party: sides[party] for party in algorithm.side_parties}
     recommender = central_state(
         algorithm.recommender, algorithm.recommender_spec, PartyRows(interactions=interactions), noise
     )

@@ -34,6 +34,7 @@ from veil.recsys.artifact import build_files, read_items, read_tensors
 from veil.recsys.catalogue import Catalogue
 from veil.recsys.manifest import OutcomeManifest
 from veil.recsys.model import MAX_DIMENSIONS, Model
+from veil.recsys.postprocess import USER_TERMS
 from veil.recsys.signed import check_job, job_facts, listed, manifest_bytes, parsed, verify_directory
 from veil.trainers.side.model import SideModel
 from veil.trainers.side.terms import SideTerms
@@ -111,6 +112,15 @@ def load_side(
     except ConfigError as error:
         raise ArtifactError(f"job.json: {error.message}") from None
     facts = parsed(TypeAdapter(SideFacts), listed(directory, manifest, "side.json", _FACTS_BYTES), "side.json")
+    trainer = terms.trainer.recommender
+    collaborative = trainer.dimensions if trainer.rounds else 0
+    if facts.collaborative not in (0, collaborative) or not (
+        0 <= facts.dimensions - USER_TERMS - facts.collaborative <= trainer.content_dimensions
+    ):
+        raise ArtifactError(
+            f"got user vectors of {facts.dimensions} entries, {facts.collaborative} of them collaborative, expected"
+            f" {collaborative} or none, and at most {trainer.content_dimensions} of content"
+        )
     ids, titles = read_items(directory, manifest, terms.items)
     whole = (terms.items, facts.dimensions)
     server = read_tensors(directory, manifest, "item_factors.safetensors", {"item_factors": whole})

@@ -31,6 +31,7 @@ from veil.errors import ConfigError
 from veil.jobs.side import SideTrainer
 from veil.jobs.spec import JobSpec, Release, canonical, describe
 from veil.privacy.mechanism import vector_sensitivity
+from veil.recsys.postprocess import USER_TERMS
 from veil.tabular import statistics
 from veil.tabular.schema import ColumnsSchema
 from veil.trainers.columns.outer import Factor, OuterProducts
@@ -38,9 +39,11 @@ from veil.trainers.columns.terms import check_triples
 from veil.trainers.seam import Expected, check_releases
 
 MOST_USER_ENTRIES: Final = 1024
-"""Longest user vector, history and side part together: what the encrypted scoring takes."""
+"""Longest user vector, history, user terms and side part together: what the encrypted scoring takes."""
 MOST_PRODUCT: Final = 2**23
 """Entries of an outer product: its correction is one message of the dealer."""
+MOST_GRID: Final = 2**28
+"""Slots times features of a party: its rows on the grid, 2 GiB that a job text makes it take."""
 _MOST_NAME: Final = 48
 _ROW_NORM: Final = 1.0
 
@@ -114,8 +117,15 @@ class SideTerms:
         )
         row_norm = vector_sensitivity(_ROW_NORM, trainer.row_bits)
         left = Factor(parties.index(trainer.items), items, trainer.row_bits, row_norm)
-        entries = trainer.recommender.dimensions + trainer.recommender.content_dimensions + schema.width
-        if entries > MOST_USER_ENTRIES or items * max(right.width for right in rights) > MOST_PRODUCT:
+        recommender = trainer.recommender
+        history = recommender.dimensions * (recommender.rounds > 0) + recommender.content_dimensions + USER_TERMS
+        entries, widest = history + schema.width, max(right.width for right in rights)
+        if schema.slots * widest > MOST_GRID:
+            raise ConfigError(
+                f"got {schema.slots} rows of {widest} features, expected at most {MOST_GRID} numbers in all",
+                hint="declare fewer rows, or take fewer buckets or categories",
+            )
+        if entries > MOST_USER_ENTRIES or items * widest > MOST_PRODUCT:
             raise ConfigError(
                 f"got {schema.width} features for {items} items, expected a user vector of at most"
                 f" {MOST_USER_ENTRIES} entries and products of at most {MOST_PRODUCT}",

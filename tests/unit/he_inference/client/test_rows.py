@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from he_inference.client.linear import LinearClient
 from he_inference.client.rows import score_rows
 from he_inference.index.linear_models import LinearModels, read_linear
+from he_inference.parameters import EXACT, KEYLESS, Parameters
 from tests.unit.he_inference.columns_site import ColumnsSite, linear_scores, tables_of
 from veil.errors import ConfigError, InputError, QueryBudgetError, StateError
 from veil.trainers.columns.linear import load_part
@@ -26,10 +27,14 @@ STANDARDS = (1, 1, 2)
 class Desk:
     """Answers in plaintext what a `ScoringClient` would; keeps the vectors that it was asked with."""
 
-    def __init__(self, models: LinearModels, linear: LinearClient, *, keys: bool = False) -> None:
+    def __init__(
+        self, models: LinearModels, linear: LinearClient, *, keys: bool = False, parameters: Parameters = KEYLESS
+    ) -> None:
         self.linear, self.rotated, self.asked = linear, 0, []  # type: ignore[var-annotated]
         self.offer: Any = SimpleNamespace(
-            layout=SimpleNamespace(galois_elements=(3,) if keys else ()),
+            layout=SimpleNamespace(
+                galois_elements=(3,) if keys else (), parameters=parameters, dimensions=linear.collection.dimensions
+            ),
             manifest_digest=linear.collection.digest,
             removed=(),
         )
@@ -112,6 +117,37 @@ def test_a_server_with_keys_gets_no_new_one_for_each_row(published: Published, t
     desk = published.desk(keys=True)
     found = score_rows(desk, tables_of(published.models["one"], tmp_path))  # type: ignore[arg-type]
     assert (desk.rotated, found.fresh_keys) == (0, False)
+
+
+def test_an_exact_sets_bound_holds_for_entries_that_are_alike(published: Published, tmp_path: Path) -> None:
+    """One-hot features are rounded to one side, where the set's own bound is for random entries."""
+    desk = published.desk(keys=True, parameters=EXACT)
+    found = score_rows(desk, tables_of(published.models["one"], tmp_path))  # type: ignore[arg-type]
+    width = desk.linear.collection.dimensions
+    np.testing.assert_allclose(found.errors, 2.0 * (np.sqrt(width) / 220 + width / 440**2))
+
+
+def test_few_rows_are_encoded_at_a_time_when_they_are_wide(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, rows = published.desk(), []
+    encoded = LinearClient.encoded
+
+    def watched(linear: LinearClient, number: int, tables: Any) -> Any:
+        rows.append(tables[0].rows)
+        return encoded(linear, number, tables)
+
+    monkeypatch.setattr(LinearClient, "encoded", watched)
+    tables = tables_of(published.models["one"], tmp_path)
+    whole = score_rows(desk, tables)  # type: ignore[arg-type]
+    assert rows == [3, 3]  # once for each standardisation
+    rows.clear()
+    # room for two rows, with both standardisations
+    monkeypatch.setattr("he_inference.client.rows._NUMBERS_AT_A_TIME", 4 * desk.linear.collection.dimensions + 1)
+    np.testing.assert_array_equal(score_rows(desk, tables).scores, whole.scores)  # type: ignore[arg-type]
+    assert rows == [2, 2, 1, 1]
+    monkeypatch.setattr("he_inference.client.rows._NUMBERS_AT_A_TIME", 1)
+    np.testing.assert_array_equal(score_rows(desk, tables).scores, whole.scores)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_refused(published: Published, tmp_path: Path) -> None:

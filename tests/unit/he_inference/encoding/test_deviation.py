@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from he_inference.encoding import deviation
-from he_inference.encoding.slots import slot_codec
+from he_inference.encoding.slots import Bfv, slot_codec
 from he_inference.layouts.catalogue import layout_of, packing_of
 from he_inference.layouts.history_parts import MOST_BABY_STEPS
 from he_inference.layouts.keyless import KeylessLayout
@@ -42,6 +42,22 @@ def test_a_history_whose_length_is_known_has_a_bound_of_its_own() -> None:
         assert deviation.SIGMAS * deviation.history(MOST_BABY_STEPS, norm) <= stated
     session = SessionLayout(FAST, 100, 16)
     assert deviation.stated_error(session, 0.1) == deviation.stated_error(session) == FAST.score_error
+
+
+@pytest.mark.parametrize("dimensions", [1, 64, 512, MAX_DIMENSIONS])
+def test_rounding_of_the_exact_set_is_bounded_for_vectors_made_against_it(dimensions: int) -> None:
+    layout = SessionLayout(EXACT, 1, dimensions)
+    bound, worst = deviation.exact_rounding(layout), 0.0
+    for steps in range(1, 220 if dimensions == 1 else 30):
+        # entries that are alike, just beyond half a step of 1/220
+        length = int(min(dimensions, (220 / (steps - 0.499)) ** 2))
+        vector = np.zeros(dimensions)
+        vector[:length] = (steps - 0.499) / 220
+        rounded = Bfv(EXACT).quantised(vector)
+        worst = max(worst, abs(float(rounded @ rounded - vector @ vector)))
+    assert worst <= bound <= max(2.5 * worst, 0.01)
+    assert dimensions < 64 or worst > EXACT.score_error
+    assert deviation.exact_rounding(SessionLayout(FAST, 1, dimensions)) == 0.0
 
 
 def test_the_chance_of_a_wrong_exact_score_follows_from_the_layout() -> None:

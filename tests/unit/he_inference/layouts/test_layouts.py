@@ -123,6 +123,8 @@ def test_wrong_vectors_rows_and_results_are_refused(layout: Layout) -> None:
         lambda: KeylessLayout(KEYLESS, 8, 8, 2048),
         lambda: KeylessLayout(KEYLESS, 8, 1024, 2),
         lambda: KeylessLayout(EXACT, 8, 8),
+        # gigabytes of answers, which a server could make a client wait for
+        lambda: KeylessLayout(KEYLESS_SMALL, 4_000_000, 1024, 128),
     ],
 )
 def test_layouts_outside_of_the_family_are_refused(make: type[Layout]) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dealer import engine_items
 from tests.unit.mpc.engine.together import together
 from veil.errors import ConfigError, InputError
 from veil.mpc.engine.engine import Engine
 from veil.mpc.engine.plan import plan
+from veil.mpc.engine.values import Opened, Value
 from veil.privacy.mechanism import to_grid
+from veil.trainers.columns import outer
 from veil.trainers.columns.outer import Factor, OuterProducts
 
 ROWS = 500
@@ -113,3 +118,38 @@ def test_rows_beyond_their_norm_are_refused_though_every_entry_is_within() -> No
         together(2, part)
     rows[0][1, 1] = 60
     assert together(2, part)[0].tolist() == [[60 * 100 - 80 * 100], [80 * 100 - 60 * 100]]
+
+
+@pytest.mark.parametrize("row", [[-(2**63), 0], [-(2**63), -(2**63)], [2**63 - 1, 0], [2**32, 0], [-101, 0], [80, 61]])
+def test_no_integer_passes_for_a_short_row(row: list[int]) -> None:
+    # The least int64 has no magnitude, and squares of large ones are 0 modulo 2^64.
+    with pytest.raises(InputError, match="norm above 100"):
+        Factor(0, 2, 12, 100).check(torch.tensor([[1, 1], row]), 2)
+
+
+def test_a_program_of_more_blocks_than_a_dealer_keeps_is_refused_before_anything_lists_them() -> None:
+    assert outer.MOST_MASKS == engine_items.MOST_MASKS
+    wide, narrow = Factor(0, 2**22, 12, 4), Factor(1, 2, 12, 4)  # a block is one row
+    assert OuterProducts(2**17, wide, (narrow,)).rows == 2**17
+    for rows in (2**17 + 1, 2**26):
+        with pytest.raises(ConfigError, match="masks"):
+            OuterProducts(rows, wide, (narrow,))
+
+
+def test_products_of_blocks_are_summed_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = program(60, 0, 1, 2, entries=24)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    matmul = Engine.matmul
+
+    def watched(self: Engine, *given: Opened, transposed: bool) -> Value:
+        nonlocal most
+        value = matmul(self, *given, transposed=transposed)
+        alive.append(weakref.ref(value.share))
+        most = max(most, sum(one() is not None for one in alive))
+        return value
+
+    monkeypatch.setattr(Engine, "matmul", watched)
+    plan(lambda engine: made.run(engine, None), 0, 3)
+    assert len(alive) == 2 * len(list(made.blocks())) > 20
+    assert most <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -255,6 +256,15 @@ def test_two_openings_have_no_share_of_zero_in_common() -> None:
     assert len(set(own)) == 3
 
 
+def test_a_log_does_not_tell_the_scores_by_their_digest(caplog: pytest.LogCaptureFixture) -> None:
+    """One score of 8 bits has so few values that a digest is as good as the score."""
+    terms = PredictionTerms.of(spec_of(trainer_of("logistic", 2, bits=8), 2))
+    with caplog.at_level(logging.INFO, "veil.mpc"):
+        seen = play(terms, Public((17.0, 0.0)), zeros_of(terms, SLOTS))
+    assert "opened scores [9] to party-1 alone" in caplog.text
+    assert seen[1].log[0].digest.removeprefix("sha256:") not in caplog.text
+
+
 def test_an_opening_to_one_party_opens_to_nobody_else() -> None:
     terms = PredictionTerms.of(spec_of(trainer_of("logistic", 2), 2))
     own = zeros_of(terms, SLOTS)
@@ -316,6 +326,31 @@ def test_numbers_beyond_62_bits_are_refused_before_anything_is_sent() -> None:
     units.weights[:, 0] = 1.0
     terms = PredictionTerms.of(spec_of(trainer_of("perceptron", 2), 2))
     assert dry_run(terms, Public.of(units, terms), rank=0).rounds == 3
+
+
+def test_weights_that_would_pack_columns_into_one_score_are_refused() -> None:
+    """Radix 2^14: from one score of 2^-12 each column could be read, and all of it fits 62 bits."""
+    packing = model_of("logistic", 2, 1)
+    packing.weights[:, 0] = 2.0 ** (14 * np.arange(2 * WIDTH) % 42)
+    terms = PredictionTerms.of(spec_of(trainer_of("logistic", 2), 2))
+    dry_run(terms, Public.of(packing, terms), rank=0)
+    with pytest.raises(ConfigError, match=r"norm .* at one party"):
+        terms.check_model(packing)
+    packing.weights[:, 0] = 1000.0 / WIDTH
+    terms.check_model(packing)
+
+
+def test_what_a_party_must_hold_of_all_units_is_bounded() -> None:
+    trainer = trainer_of("perceptron", 2)
+    assert trainer.hidden is not None
+    slots = 2**20
+    sizes = trainer.alignment.model_copy(update={"sizes": (slots, slots), "result": slots})
+    opening = trainer.openings[0].model_copy(update={"shape": (slots,)})
+    wide = trainer.hidden.model_copy(update={"units": 1024})
+    changes = {"alignment": sizes, "openings": (opening,)}
+    PredictionTerms.of(spec_of(trainer.model_copy(update=changes), 2))
+    with pytest.raises(ConfigError, match="1048576 slots of 1024 units"):
+        PredictionTerms.of(spec_of(trainer.model_copy(update={**changes, "hidden": wide}), 2))
 
 
 def test_a_linear_score_takes_no_randomness_and_one_message() -> None:

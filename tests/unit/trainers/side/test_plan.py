@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from he_inference.layouts.seam import MAX_DIMENSIONS
 from tests.unit.trainers.side.shops import BANK, CITY, SHOP, World, catalogue
 from veil.errors import ConfigError
+from veil.jobs.columns import AlignmentTerms
 from veil.jobs.request import CatalogueFacts, load
 from veil.jobs.side import SideTrainer
 from veil.jobs.spec import JobSpec, parse
 from veil.privacy.accountant import epsilon
+from veil.recsys.postprocess import USER_TERMS
 from veil.tabular.schema import ColumnsSchema, Label
 from veil.trainers.registry import check_job, plan
 from veil.trainers.side.algorithm import SideAlgorithm
@@ -105,6 +108,34 @@ def test_too_many_features_are_refused() -> None:
     trainer = World().spec().trainer.model_copy(update={"columns": text})
     with pytest.raises(ConfigError, match="user vector"):
         SideTerms.of_trainer(trainer, (SHOP, BANK), 250)  # type: ignore[arg-type]
+
+
+def of_width(width: int, slots: int = 150) -> SideTerms:
+    """A job whose one side party has so many features."""
+    bank = World().schema().parties[0]
+    wide = bank.columns[0].model_copy(update={"vocabulary": tuple(f"v{n}" for n in range(width - 1))})
+    party = bank.model_copy(update={"columns": (wide,)})
+    columns = schema_text(ColumnsSchema(slots=slots, bits=12, parties=(party,)))
+    terms = {"mode": "hidden", "sizes": [slots // 2, slots // 2], "result": slots}
+    trainer = (
+        World()
+        .spec(rounds=1)
+        .trainer.model_copy(update={"columns": columns, "alignment": AlignmentTerms.model_validate(terms)})
+    )
+    return SideTerms.of_trainer(trainer, (SHOP, BANK), 250)  # type: ignore[arg-type]
+
+
+def test_a_user_vector_is_no_longer_than_what_encrypted_scoring_takes() -> None:
+    history = 4 + 6 + USER_TERMS
+    assert history + of_width(MAX_DIMENSIONS - history).schema.width == MAX_DIMENSIONS
+    with pytest.raises(ConfigError, match="user vector"):
+        of_width(MAX_DIMENSIONS - history + 1)
+
+
+def test_a_job_text_does_not_decide_how_much_memory_a_party_takes() -> None:
+    assert of_width(16, slots=2**24).schema.slots * 16 == 2**28
+    with pytest.raises(ConfigError, match="numbers in all"):
+        of_width(17, slots=2**24)
 
 
 def test_names_of_releases_stay_distinct() -> None:

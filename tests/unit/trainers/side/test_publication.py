@@ -62,6 +62,7 @@ def test_what_does_not_fit_the_job_is_refused_although_all_have_signed_it(
         "broken": ({"side.safetensors": b"?"}, "does not parse"),
         "facts": ({"side.json": json.dumps({**facts, "more": 1}).encode()}, "side.json"),
         "scale": ({"side.json": json.dumps({**facts, "score_scale": 1e-3}).encode()}, "score scale"),
+        "columns": ({"side.json": json.dumps({**facts, "collaborative": 3}).encode()}, "3 of them collaborative"),
         "items": ({"items.jsonl": files["items.jsonl"][:-10]}, "items.jsonl"),
     }
     for name, (change, says) in changes.items():
