@@ -15,7 +15,8 @@ from veil.jobs.spec import Release
 from veil.trainers.columns.terms import PAID_TOGETHER
 
 Pay = Callable[[Sequence[Release]], Callable[[], None]]
-"""Asks for releases to be put on record, all or none; what it returns waits until they are, or raises what refused."""
+"""Asks for releases to be put on record, all or none; what it returns waits until they are, or raises what refused,
+as often as it is called."""
 
 
 class Payments:
@@ -34,8 +35,9 @@ class Payments:
         """A step's rounds begin: what it needs is asked for, and what the next one does; nothing is waited for."""
         while self._asked < len(self._releases) and self._asked <= step + 1:
             group = self._releases[self._asked : self._asked + PAID_TOGETHER]
+            wait = self._pay(group)
             self._asked += len(group)
-            self._waiting.append((self._asked, self._pay(group)))
+            self._waiting.append((self._asked, wait))
 
     def settle(self, step: int) -> None:
         """Returns when the step is paid for: its noised sum may come to be. Raises `BudgetError` and its like.
@@ -45,7 +47,9 @@ class Payments:
         if step != self._settled or step >= self._asked:
             raise RevealError(f"got step {step}, expected step {self._settled}, begun before: each is paid for once")
         while self._paid <= step:
-            paid, wait = self._waiting.popleft()
+            paid, wait = self._waiting[0]
             wait()
+            # Only now: a group that was refused stands before all later ones, whoever asks again.
+            self._waiting.popleft()
             self._paid = paid
         self._settled += 1

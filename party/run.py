@@ -188,12 +188,14 @@ class JobRun:
             if self._stopped is not None:
                 raise self._stopped
         mesh.connect(_CONNECT_TIMEOUT_S)
+        transport = self._carried(mesh)
         own_end, worker_end = socket.socketpair()
-        hub = RelayHub(own_end, self._carried(mesh), self._answer, correct)
-        with worker_end:
-            self._launch(worker_end)  # (3)
-        hub.start()
-        hub.wait()
+        with own_end:
+            with worker_end:
+                self._launch(worker_end)  # (3)
+            hub = RelayHub(own_end, transport, self._answer, correct)
+            hub.start()
+            hub.wait()
 
     def _carried(self, mesh: GrpcMesh) -> ListeningTransport:
         """What the worker's messages pass through here: the mesh, or nothing where a carrier has them."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from veil.errors import ConfigError, InputError, PeerLost, ProtocolMismatch, StateError, VeilError
-from veil.mpc.transport import Transport
+from veil.mpc.transport import PeerSilent, Transport
 
 _ADDRESS_BYTES = 64 * 2**10
 
@@ -80,12 +80,20 @@ class AddressBook(dist.Store):  # type: ignore[name-defined, misc]
             raise
 
     def _addresses(self, peer: int, size_bytes: int) -> bytes:
-        found = bytes(self._meeting.recv(peer, self._timeout_s))
+        name = self._names[peer]
+        try:
+            found = bytes(self._meeting.recv(peer, self._timeout_s))
+        except PeerSilent:  # which may know ranks only
+            raise PeerLost(
+                f"got no address of gloo from {name} in {self._timeout_s:g} s, expected it",
+                culprits=(name,),
+                hint=f"see whether {name} runs and is overloaded",
+            ) from None
         # All have as many pairs: other lengths are of other versions of torch, whose addresses gloo would misread.
         if len(found) != size_bytes:
             raise ProtocolMismatch(
-                f"got addresses of {len(found)} bytes from {self._names[peer]}, expected {size_bytes}",
-                culprits=(self._names[peer],),
+                f"got addresses of {len(found)} bytes from {name}, expected {size_bytes}",
+                culprits=(name,),
                 hint="the parties need the same version of torch",
             )
         return found

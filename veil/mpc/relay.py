@@ -109,7 +109,7 @@ class RelayTransport:
         return self.ask(kind, body)(timeout_s)
 
     def ask(self, kind: str, body: dict[str, Any]) -> Callable[[float], dict[str, Any]]:
-        """As `request`, without waiting: what it returns waits, for so many seconds at most; to be called once."""
+        """As `request`, without waiting: what it returns waits, for so many seconds at most, also again."""
         number, answer = self._expect()
         document = json.dumps({"id": number, "kind": kind, "body": body}, allow_nan=False).encode()
         self._frames.write(REQUEST, 0, document)

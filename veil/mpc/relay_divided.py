@@ -1,14 +1,15 @@
 """The worker's end where messages and control pass through different processes of its party: carrier and daemon.
 
 Guarantee: seeds, permits and corrections go to the daemon alone, messages between parties to the carrier alone; each is
-a relay of its own (`veil.mpc.relay`), with that relay's bounds.
+a relay of its own (`veil.mpc.relay`), with that relay's bounds. A carrier that ends is this party's own failure: who is
+waited for at that moment is not blamed for it.
 """
 
 from __future__ import annotations
 
 import socket
 
-from veil.errors import PeerLost, StateError
+from veil.errors import PeerLost, StateError, VeilError
 from veil.mpc.relay import RelayTransport
 from veil.mpc.transport import Meter, Payload
 
@@ -38,11 +39,12 @@ class DividedRelay(RelayTransport):
         super().close()
 
 
-def _named(error: PeerLost) -> PeerLost:
+def _named(error: PeerLost) -> VeilError:
     """A relay that ends blames nobody; at the carrier's end that is the carrier."""
     if error.culprits:
         return error
-    return PeerLost("the process that carries this party's messages has gone", hint="see the log of this party")
+    # No `PeerLost`: a communicator takes one without a name for the loss of the peer that it waits for.
+    return StateError("the process that carries this party's messages has gone", hint="see the log of this party")
 
 
 class NoPeers:

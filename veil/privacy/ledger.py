@@ -1,8 +1,10 @@
 """One party's durable record of every noised release, which refuses what the budget does not cover.
 
 Guarantee: when `record` returns, the release is on disk and all releases on record cost together at most the limit, as
-`veil.privacy.accountant` counts, whatever their mechanisms. A release opens only after that, therefore a crash at any
-instruction can only leave an entry whose release never opened: spent epsilon is over-counted, never under-counted.
+`veil.privacy.accountant` counts, whatever their mechanisms: they or a sum that they are part of, which costs no less.
+(Counted by itself a part can come out a few 10^-8 above the whole, by the grids of the two: `spent` may show that.)
+A release opens only after that, therefore a crash at any instruction can only leave an entry whose release never
+opened: spent epsilon is over-counted, never under-counted.
 Entries are never changed or deleted. Several processes may use one file at once.
 
 The file is SQLite (WAL, synchronous=EXTRA, one BEGIN IMMEDIATE transaction a record), mode 0600. Every row's hash is

@@ -188,8 +188,9 @@ def test_a_host_of_another_machine_is_refused() -> None:
 
 
 def test_who_tells_no_address_is_named() -> None:
-    with pytest.raises(PeerLost):
+    with pytest.raises(PeerLost, match="no address of gloo from beta") as caught:
         GlooPlane.connect(loopback(2)[0], NAMES[:2], "127.0.0.1", 0.2)
+    assert caught.value.culprits == ("beta",)
     with pytest.raises(InputError):
         GlooPlane.connect(loopback(2)[0], NAMES, "127.0.0.1", 0.2)
 

@@ -92,6 +92,8 @@ def test_a_request_is_asked_first_and_waited_for_later(site: Site) -> None:
     with pytest.raises(BudgetError):
         refused(5.0)
     assert early(5.0)["n"] == 1
+    with pytest.raises(BudgetError):
+        refused(5.0)  # and again: a refusal stays one
 
 
 def test_corrections_are_binary_and_carry_errors(site: Site) -> None:

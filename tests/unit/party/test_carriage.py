@@ -13,11 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 
 from party import carriage as daemons_part
 from party.carriage import Carriage
 from party.carrier import carry
 from veil.errors import ConfigError, PeerError, PeerLost, StateError, VeilError, WireError
+from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.loopback import LoopbackTransport, loopback
 from veil.mpc.relay_divided import DividedRelay, NoPeers
 from veil.mpc.relay_hub import RelayHub
@@ -111,10 +113,23 @@ def test_a_worker_hears_of_a_peer_that_its_mesh_loses_and_of_the_end_of_its_carr
     with pytest.raises(PeerLost, match=r"gone|closed"):
         workers[1].recv(0, 10)
     workers[0]._carrier.close()
-    with pytest.raises(PeerLost, match="carries this party's messages has gone"):
+    with pytest.raises(StateError, match="carries this party's messages has gone"):
         workers[0].send(1, b"x")
     each(lambda worker: worker.close(), workers)
     each(Carriage.close, carriages)
+
+
+def test_a_carrier_that_ends_is_not_taken_for_the_loss_of_a_peer() -> None:
+    own_end, worker_end = socket.socketpair()
+    RelayHub(own_end, NoPeers(), lambda kind, body: {}).start()
+    messages, carrier_end = socket.socketpair()
+    worker = DividedRelay(worker_end, messages, 0, 2)
+    communicator = TensorCommunicator(worker, NAMES, 10.0)
+    carrier_end.close()
+    for act in (lambda: communicator.recv(torch.zeros(1), 1), communicator.barrier):
+        with pytest.raises(StateError, match="carries this party's messages has gone"):
+            act()
+    worker.close()
 
 
 def test_a_carrier_that_cannot_listen_tells_why() -> None:

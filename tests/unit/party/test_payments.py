@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from party.payments import Payments
-from veil.errors import BudgetError, RevealError
+from veil.errors import BudgetError, PeerLost, RevealError
 from veil.jobs.spec import Release
 from veil.privacy.ledger import Ledger
 from veil.trainers.columns.terms import PAID_TOGETHER as GROUP
@@ -80,3 +80,25 @@ def test_a_refusal_reaches_whoever_waits_and_leaves_nothing_on_record(daemon: Da
     with pytest.raises(BudgetError):
         payments.settle(GROUP)
     assert len(daemon.ledger.entries()) == GROUP
+
+
+def test_whoever_asks_again_after_a_refusal_does_not_get_a_later_groups_payment_for_it(daemon: Daemon) -> None:
+    dear = [one.model_copy(update={"sigma": 50}) for one in releases(2 * GROUP)[:GROUP]]
+    payments = Payments(daemon.pay, [*dear, *releases(2 * GROUP)[GROUP:]])
+    payments.begin(0)
+    payments.begin(GROUP - 1)  # asks for the second group, which the budget covers
+    for _ in range(2):
+        with pytest.raises(BudgetError):
+            payments.settle(0)
+    assert daemon.ledger.entries() == []
+
+
+def test_what_could_not_be_asked_for_is_not_taken_for_asked() -> None:
+    def gone(asked: Sequence[Release]) -> Callable[[], None]:
+        raise PeerLost("the daemon has gone")
+
+    payments = Payments(gone, releases(1))
+    with pytest.raises(PeerLost):
+        payments.begin(0)
+    with pytest.raises(RevealError, match="begun"):
+        payments.settle(0)

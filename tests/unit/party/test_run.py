@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import subprocess
 import sys
 import threading
@@ -16,14 +17,15 @@ import pytest
 
 from baseline.evaluate import simulation_spec
 from party import report
+from party import run as runs
 from party.columns import scratch
-from party.config import PartyConfig
+from party.config import Mesh, PartyConfig
 from party.review import Reviewed
 from party.run import JobRun
 from tests.unit.party.test_report import measured
 from tests.unit.trainers.columns.clicks import BANK, job
 from veil import __version__
-from veil.errors import RevealError, StateError, VeilError, WireError
+from veil.errors import PeerLost, RevealError, StateError, VeilError, WireError
 from veil.identity.credentials import Credentials
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium
@@ -32,7 +34,8 @@ from veil.jobs.reports import Progress
 from veil.jobs.spec import digest
 from veil.mpc.dealer_client import DealerClient
 from veil.mpc.grpc_mesh import GrpcMesh, MeshServicer
-from veil.mpc.transport import Meter
+from veil.mpc.relay_divided import NoPeers
+from veil.mpc.transport import ListeningTransport, Meter
 from veil.privacy.ledger import Ledger
 from veil.recsys import synthetic
 from veil.recsys.features import build_catalogue
@@ -153,6 +156,37 @@ def test_releases_are_permitted_together_or_none_and_each_once(tmp_path: Path) -
     assert [entry.release.name for entry in ledger.entries()] == names[:2]
     run._answer("permit", {"releases": names[2:4]})
     assert [entry.release.name for entry in ledger.entries()] == names[:4]
+
+
+def test_a_job_whose_carriers_do_not_connect_leaves_no_socket_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[socket.socket] = []
+    pair = socket.socketpair
+
+    def watched() -> tuple[socket.socket, socket.socket]:
+        made = pair()
+        ends.extend(made)
+        return made
+
+    def unreachable(run: JobRun, mesh: object) -> ListeningTransport:
+        raise PeerLost("got no gloo connection")
+
+    run = columns_run(tmp_path, lambda progress: None)
+    run._addresses = dict.fromkeys(job().parties, "127.0.0.1:1")
+    run._config = cast(PartyConfig, SimpleNamespace(mesh=Mesh()))
+    mesh = SimpleNamespace(connect=lambda timeout_s: None, transport=NoPeers, close=lambda: None)
+    monkeypatch.setattr(JobRun, "_open_dealer", lambda run: None)
+    monkeypatch.setattr(runs, "GrpcMesh", lambda *arguments, **options: mesh)
+    monkeypatch.setattr(socket, "socketpair", watched)
+    with monkeypatch.context() as only:
+        only.setattr(JobRun, "_carried", unreachable)
+        with pytest.raises(PeerLost):
+            run._take_part()
+    mesh.connect = lambda timeout_s: run.stop(StateError("stopped meanwhile"))  # before its worker is started
+    with pytest.raises(StateError, match="meanwhile"):
+        run._take_part()
+    assert [end.fileno() for end in ends] == [-1, -1]
 
 
 def test_a_failure_is_reported_before_the_dealer_forgets_the_job(tmp_path: Path) -> None:
