@@ -11,7 +11,7 @@ from cli.job_view import size
 from veil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from party.report import JobReport
+    from party.job.report import JobReport
     from veil.jobs.spec import JobSpec
     from veil.trainers.columns.forecast import PartyForecast
     from veil.trainers.columns.speeds import Link
@@ -83,7 +83,7 @@ def document(found: list[PartyForecast]) -> list[dict[str, Any]]:
 
 def read_report(file: Path) -> JobReport:
     """A party's report of a job."""
-    from party.report import read
+    from party.job.report import read
     from veil.files import read_bounded
 
     return read(read_bounded(file, _LARGEST_REPORT_BYTES))

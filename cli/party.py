@@ -59,8 +59,8 @@ def check(
 
     Example: veil party check --config deploy/party.toml --report report.md
     """
-    from party import store
     from party.config import load
+    from party.rows import store
     from veil.errors import ConfigError
     from veil.files import write_atomic
     from veil.identity.credentials import Credentials

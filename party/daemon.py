@@ -1,6 +1,6 @@
 """The party's daemon: one port, one stream to the coordinator, one worker process for the job at hand.
 
-Guarantee: rows are read by `party.store` and by workers only; the daemon decides (reviews, signs, pays at the ledger)
+Guarantee: rows are read by `party.rows` and by workers only; the daemon decides (reviews, signs, pays at the ledger)
 and relays, and never computes with rows. A worker that crashes ends its job, not the daemon.
 """
 
@@ -12,13 +12,13 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from party import store
 from party.config import PartyConfig
+from party.job.review import Reviewed, review
+from party.job.row_answers import RowAnswers, looks_at_rows
+from party.job.run import JobRun
 from party.link import CoordinatorLink
-from party.prediction_rows import HeldPredictions
-from party.review import Reviewed, review
-from party.row_answers import RowAnswers, looks_at_rows
-from party.run import JobRun
+from party.rows import store
+from party.rows.prediction_rows import HeldPredictions
 from party.state_folder import prepare_state
 from veil.errors import DataError, PolicyError, StateError, VeilError, WireError
 from veil.files import read_bounded, write_atomic

@@ -10,7 +10,7 @@ import pytest
 
 from cli import job_client
 from cli.local import LocalConsortium, PartySite
-from party.report import read
+from party.job.report import read
 from tests.unit.trainers.side.shops import BANK, IDENTIFIERS, SHOP, World, catalogue, csv, dataset, identifiers, table
 from veil.errors import ConfigError
 from veil.identity.credentials import Credentials

@@ -4,7 +4,7 @@ Guarantee: that of `veil.queries.counting` for what a party contributes; `check_
 true sensitivity of every question, in the norm of its mechanism, before anything is signed.
 
 The public state is the openings themselves, so every party checks what the lead states (`exact_state`,
-`party.trainer`): answers that all parties signed are the totals that opened at every one of them.
+`party.worker.trainer`): answers that all parties signed are the totals that opened at every one of them.
 
 The rows of a party are looked at once for each question, no question depends on the answer to another, and the answers
 are published as they opened: not rounded, and not cut off at 0, which would make them biased. Whoever reads them may do

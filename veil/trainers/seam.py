@@ -5,7 +5,7 @@ the given users, each of whose summands has a norm of at most the release's sens
 openings and public data, and is post-processing (Dwork and Roth, "The Algorithmic Foundations of Differential Privacy",
 proposition 2.1). Sharing, noise, ledger and signatures are the party's; a trainer knows nothing of them.
 
-A job runs so, at every party (`party.trainer.train`), or in one place (`central_state`):
+A job runs so, at every party (`party.worker.trainer.train`), or in one place (`central_state`):
 
     for each release, in the order of the job's list:
         own    = contribution(step, own rows, state)      the one place where rows count

@@ -9,7 +9,7 @@ import pytest
 
 from cli import main as veil
 from cli.job_view import plan_lines
-from tests.unit.party.test_predictions import Site
+from tests.unit.party.worker.test_predictions import Site
 from veil.errors import ConfigError
 from veil.identity.names import Identity, Role
 from veil.identity.trial import make_consortium

@@ -13,7 +13,7 @@ import pytest
 from baseline.evaluate import simulation_spec
 from party.config import Approval, PartyConfig
 from party.daemon import Daemon
-from party.review import review
+from party.job.review import review
 from veil import __version__
 from veil.errors import DataError, InputError, PolicyError, StateError
 from veil.identity.credentials import Credentials

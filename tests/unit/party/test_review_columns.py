@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from party.columns import prepare
 from party.config import Approval, Columns
-from party.review import Reviewed, review
+from party.job.review import Reviewed, review
+from party.rows.columns import prepare
 from tests.unit.trainers.columns.clicks import BANK, SHOP, job, section, write_tables
 from veil.errors import ConfigError, DataError, PolicyError, VeilError
 from veil.identity.names import Identity, Role

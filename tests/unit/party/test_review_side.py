@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from party.columns import prepare
 from party.config import Approval, Columns
-from party.identifiers import HeldIdentifiers
-from party.review import Reviewed, review
+from party.job.review import Reviewed, review
+from party.rows.columns import prepare
+from party.rows.identifiers import HeldIdentifiers
 from tests.unit.trainers.side.shops import BANK, IDENTIFIERS, SHOP, World, catalogue, csv
 from veil.errors import ConfigError, DataError, PolicyError, VeilError
 from veil.identity.names import Identity, Role

@@ -83,7 +83,7 @@ def plan_predictions(request: JobRequest) -> tuple[PredictionsTrainer, tuple[Rel
 
 
 def forecast_predictions(spec: JobSpec, link: Link, speeds: Speeds) -> list[PartyForecast]:
-    """For every party in rank order, phases as `party.predictions` measures them. Raises `ConfigError`."""
+    """For every party in rank order, phases as `party.worker.predictions` measures them. Raises `ConfigError`."""
     terms = PredictionTerms.of(spec)
     parties, peers = range(len(spec.parties)), len(spec.parties) - 1
     plans = [dry_run(terms, Public.nothing(terms), rank=rank) for rank in parties]

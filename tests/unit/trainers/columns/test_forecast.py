@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.party.test_joint import play
+from tests.unit.party.worker.test_joint import play
 from tests.unit.trainers.columns.clicks import COMMON, job
 from veil.align.traffic import align_traffic
 from veil.errors import ConfigError

@@ -16,13 +16,13 @@ from typing import cast
 import pytest
 
 from baseline.evaluate import simulation_spec
-from party import report
-from party import run as runs
-from party.columns import scratch
 from party.config import Mesh, PartyConfig
-from party.review import Reviewed
-from party.run import JobRun
-from tests.unit.party.test_report import measured
+from party.job import report
+from party.job import run as runs
+from party.job.review import Reviewed
+from party.job.run import JobRun
+from party.rows.columns import scratch
+from tests.unit.party.job.test_report import measured
 from tests.unit.trainers.columns.clicks import BANK, job
 from veil import __version__
 from veil.errors import PeerLost, RevealError, StateError, VeilError, WireError

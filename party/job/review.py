@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from party.columns import HeldColumns
 from party.config import Approval, Users
-from party.identifiers import HeldIdentifiers
-from party.prediction_rows import HeldPredictions
+from party.rows.columns import HeldColumns
+from party.rows.identifiers import HeldIdentifiers
+from party.rows.prediction_rows import HeldPredictions
 from veil import __version__
 from veil.errors import ConfigError, PolicyError, StateError
 from veil.identity.names import Identity

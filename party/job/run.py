@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from party import report
-from party.carriage import Carriage
-from party.columns import scratch
 from party.config import PartyConfig
-from party.dealing import dealer_of
-from party.launch import end, launch, told
-from party.permits import Permits
-from party.prediction_rows import PredictionRecord, count
-from party.progress import StepReports
-from party.publish import sign
-from party.review import Reviewed
-from party.signatures import verify_approvals
+from party.job import report
+from party.job.carriage import Carriage
+from party.job.dealing import dealer_of
+from party.job.launch import end, launch, told
+from party.job.permits import Permits
+from party.job.progress import StepReports
+from party.job.review import Reviewed
+from party.job.signatures import verify_approvals
+from party.rows.columns import scratch
+from party.rows.prediction_rows import PredictionRecord, count
+from party.worker.publish import sign
 from veil.errors import PeerError, StateError, VeilError, WireError
 from veil.identity.credentials import Credentials
 from veil.jobs.reports import Outcome, Progress
@@ -160,7 +160,7 @@ class JobRun:
         self._predecessors = ()
 
     def _check_first_run(self) -> None:
-        # Signed before the other run paid for anything, so `party.review` could not know: the coordinator showed one
+        # Signed before the other run paid for anything, so the review could not know: the coordinator showed one
         # text as two jobs. Consent is for one run.
         if any(entry.digest == self._digest for entry in self._ledger.entries()):
             raise StateError(

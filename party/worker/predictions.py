@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from party.config import Predictions
-from party.correlations import correlations
-from party.prediction_rows import published_model, read_rows
+from party.rows.prediction_rows import published_model, read_rows
+from party.worker.correlations import correlations
 from veil.align.protocol import align
 from veil.errors import DataError, StateError
 from veil.files import write_atomic

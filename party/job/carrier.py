@@ -1,6 +1,6 @@
 """The carrier: one process, one job, and gloo's connections to the other parties; only with `[mesh] plane = "gloo"`.
 
-`python -m party.carrier --fd N --messages-fd M`: sockets to the daemon and to the worker. Guarantee: it holds no
+`python -m party.job.carrier --fd N --messages-fd M`: sockets to the daemon and to the worker. Guarantee: it holds no
 private key, no seed of the dealer's and no rows, only messages that are on the network in any case. gloo ends a process
 on bytes that it does not expect, so it runs here, where one job is lost with it, and neither in the daemon nor beside
 rows.
@@ -59,7 +59,7 @@ def _refuse(kind: str, body: dict[str, Any]) -> NoReturn:
 
 def main() -> None:
     """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="python -m party.carrier")
+    parser = argparse.ArgumentParser(prog="python -m party.job.carrier")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the daemon")
     parser.add_argument("--messages-fd", type=int, required=True, help="inherited socket to the worker")
     parser.add_argument("--rank", type=int, required=True, help="own rank in the job")

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 
 from cli.job_client import plan_job
-from party import prediction_rows
 from party.config import Approval, Columns, PartyConfig, Predictions
-from party.dealing import needs_dealer
-from party.prediction_rows import DAY_S, HeldPredictions, PredictionRecord, published_model
-from party.predictions import PredictionRun, PredictionSeat, Scored, load
-from party.publish import sign
-from party.report import Measured
-from party.review import Reviewed, review
-from party.run import JobRun
+from party.job.dealing import needs_dealer
+from party.job.report import Measured
+from party.job.review import Reviewed, review
+from party.job.run import JobRun
+from party.rows import prediction_rows
+from party.rows.prediction_rows import DAY_S, HeldPredictions, PredictionRecord, published_model
+from party.worker.predictions import PredictionRun, PredictionSeat, Scored, load
+from party.worker.publish import sign
 from tests.unit.mpc.engine.test_sources import watched
 from tests.unit.mpc.engine.together import dealer_of
 from tests.unit.trainers.columns import clicks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cli.job_forecast import compared, forecast_of, link_of
-from party import report
+from party.job import report
 from tests.unit.trainers.columns.clicks import BANK, job
 from veil.errors import ConfigError, WireError
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from party.columns import fresh_scratch
+from party.rows.columns import fresh_scratch
 from veil.errors import StateError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.engine.correlations import Correlations, Taken

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from party.payments import Payments
+from party.worker.payments import Payments
 from veil.errors import BudgetError, PeerLost, RevealError
 from veil.jobs.spec import Release
 from veil.privacy.ledger import Ledger

@@ -13,7 +13,7 @@ import pytest
 
 from baseline.evaluate import simulation_spec
 from party.config import Approval, Users
-from party.review import review
+from party.job.review import review
 from veil import __version__
 from veil.deidentify.pipeline import Pipeline
 from veil.deidentify.source import RawUsers

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from party.columns import read_columns
-from party.correlations import correlations
-from party.joint import Seat
-from party.trainer import Rounds, shared, train
+from party.rows.columns import read_columns
+from party.worker.correlations import correlations
+from party.worker.joint import Seat
+from party.worker.trainer import Rounds, shared, train
 from veil.align.protocol import align
 from veil.errors import ConfigError
 from veil.jobs.reports import ALIGN

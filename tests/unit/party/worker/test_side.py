@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from dealer.engine_items import EngineItems
-from party.columns import prepare
 from party.config import Columns
-from party.joint import Seat
-from party.side import HeldItems, SideRun
+from party.rows.columns import prepare
+from party.worker.joint import Seat
+from party.worker.side import HeldItems, SideRun
 from tests.unit.mpc.engine.test_sources import watched
 from tests.unit.trainers.side.shops import (
     BANK,
@@ -55,7 +55,7 @@ Int64 = np.ndarray
 
 
 class Rounds:
-    """Noised sums as `party.worker.SecureRounds` opens them, without CrypTen, which one process has once."""
+    """Noised sums as `party.worker.secure_rounds` opens them, without CrypTen, which one process has once."""
 
     def __init__(self, communicator: TensorCommunicator, spec: JobSpec, events: list[str]) -> None:
         self._communicator, self._spec, self._events = communicator, spec, events

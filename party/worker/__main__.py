@@ -1,7 +1,7 @@
 """The worker: one process, one job, no network. Holds the rows and CrypTen's state, and talks to its daemon only.
 
-`python -m party.worker --fd N` with N an inherited socket; the daemon starts it (`party.run`). What it is told, it is
-told over that socket; its environment names no key and no address.
+`python -m party.worker --fd N` with N an inherited socket; the daemon starts it (`party.job.launch`). What it is told,
+it is told over that socket; its environment names no key and no address.
 """
 
 from __future__ import annotations
@@ -18,75 +18,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from party import store
-from party.publish import publish
-from party.trainer import train
-from veil.errors import StateError, VeilError, WireError
+from party.rows import store
+from party.worker.publish import publish
+from party.worker.secure_rounds import SecureRounds
+from party.worker.trainer import train
+from veil.errors import StateError, VeilError
 from veil.jobs.reports import steps
 from veil.jobs.side import SideTrainer
-from veil.jobs.spec import JobSpec, Release, digest, parse
+from veil.jobs.spec import JobSpec, digest, parse
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.faults import to_document
-from veil.mpc.provider import DealerProvider, party_noise
+from veil.mpc.provider import DealerProvider
 from veil.mpc.relay import RelayTransport
 from veil.mpc.relay_divided import DividedRelay
 from veil.mpc.session import Session
-from veil.privacy.sources import party_release
 from veil.recsys.catalogue import Catalogue
 from veil.trainers.registry import algorithm_of
 from veil.trainers.seam import Publication
 
 if TYPE_CHECKING:
-    from party.joint import Seat
+    from party.worker.joint import Seat
 
 _LOG = logging.getLogger("veil.party.worker")
-_PERMIT_TIMEOUT_S = 60.0
-
-
-class SecureRounds:
-    """`party.trainer.Rounds` over a CrypTen session: noise inside the sharing, the ledger before the opening."""
-
-    def __init__(
-        self, session: Session, provider: DealerProvider, spec: JobSpec, rank: int, daemon: RelayTransport
-    ) -> None:
-        self._session = session
-        self._provider = provider
-        self._noise, self._parties = spec.privacy.noise, len(spec.parties)
-        self._daemon = daemon
-        self.rank = rank
-
-    def open(self, release: Release, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """See `party.trainer.Rounds.open`."""
-        if self._noise.source == "dealer":
-            noise = self._provider.noise_share(release)
-        else:
-            noise = party_noise(party_release(release, self._noise, self._parties))
-        opened = self._session.open_noised_sum(release, torch.from_numpy(own), noise, self.permit)
-        return np.asarray(opened.numpy(), dtype=np.int64)
-
-    def broadcast(self, data: bytes | None) -> bytes:
-        """See `party.trainer.Rounds.broadcast`."""
-        public = self._session.broadcast_public(data, src=0)
-        if not isinstance(public, bytes):
-            raise WireError("got a public tensor of the lead, expected public bytes")
-        return public
-
-    def permit(self, release: Release) -> None:
-        """Returns when the daemon has put the release on the ledger; raises to refuse."""
-        self.pay((release,))()
-
-    def pay(self, releases: Sequence[Release]) -> Callable[[], None]:
-        """Asks the daemon to put releases on the ledger, all or none; what it returns waits for that, or raises."""
-        answered = self._daemon.ask("permit", {"releases": [release.name for release in releases]})
-
-        def paid() -> None:
-            answered(_PERMIT_TIMEOUT_S)
-
-        return paid
 
 
 Take = Callable[[TensorCommunicator, SecureRounds, RelayTransport], Publication]
@@ -96,7 +51,7 @@ Take = Callable[[TensorCommunicator, SecureRounds, RelayTransport], Publication]
 def run(source: socket.socket, rank: int, parties: int, messages: socket.socket | None = None) -> None:
     """Takes part in one job, start to end. Failures are reported to the daemon, then raised.
 
-    messages: to what carries messages between parties, where that is not the daemon (`party.carrier`).
+    messages: to what carries messages between parties, where that is not the daemon (`party.job.carrier`).
     """
     daemon = (
         RelayTransport(source, rank, parties) if messages is None else DividedRelay(source, messages, rank, parties)
@@ -166,7 +121,7 @@ def _rounds(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None])
 def _joint(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -> Take:
     """A model on columns of several parties, on shared numbers from the data to the weights."""
     # Here and not above: compiled kernels and the curve, which other jobs do not need.
-    from party.joint import JointRun
+    from party.worker.joint import JointRun
 
     def take(communicator: TensorCommunicator, rounds: SecureRounds, daemon: RelayTransport) -> Publication:
         joint = JointRun(spec, _seat(spec, job, communicator, rounds, daemon, finished))
@@ -179,8 +134,8 @@ def _joint(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) 
 
 def _side(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -> Take:
     """A recommender, with other parties' columns of its users."""
-    from party.identifiers import FILE, load
-    from party.side import HeldItems, SideRun
+    from party.rows.identifiers import FILE, load
+    from party.worker.side import HeldItems, SideRun
 
     catalogue = Catalogue.load(Path(job["catalogue"]), expect_digest=spec.items.digest)
     held = None
@@ -207,7 +162,7 @@ def _seat(
     finished: Callable[[str], None],
 ) -> Seat:
     """A place in a job on shared numbers."""
-    from party.joint import Seat
+    from party.worker.joint import Seat
     from veil.mpc.engine.items import EngineItem
     from veil.mpc.engine.wire import to_wire
 
@@ -231,7 +186,7 @@ def _seat(
 def _predict(daemon: RelayTransport, spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -> None:
     """Scores of new rows, to one party; nothing is published, and CrypTen is not needed."""
     from party.config import Predictions
-    from party.predictions import PredictionRun, PredictionSeat, load
+    from party.worker.predictions import PredictionRun, PredictionSeat, load
     from veil.mpc.engine.items import EngineItem
     from veil.mpc.engine.wire import to_wire
     from veil.trainers.columns.prediction import statement

@@ -33,7 +33,7 @@ def launch(
 ) -> subprocess.Popen[bytes]:
     """Starts the worker with its end of the socket, and of one for `messages` where another process carries them.
 
-    module: which program it is, the worker or what carries its messages (`party.carrier`).
+    module: which program it is, the worker or what carries its messages (`party.job.carrier`).
     """
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # -P: whatever lies in the daemon's working directory is not imported in a process that holds rows.

@@ -2,7 +2,7 @@
 
 Guarantee: user ids exist only inside `prepare`; what is written holds neither ids nor pseudonyms, only which row has
 which items of the catalogue, which texts, and which declared categories; ids are kept where the configuration says so,
-in a file of their own (`party.identifiers`, `party.columns`). A user has one row number in all of these:
+in a file of their own (`party.rows.identifiers`, `party.rows.columns`). A user has one row number in all of these:
 the place of their pseudonym among those of the users who have interactions or texts. Each file is replaced whole or not
 at all, mode 0600.
 """
@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from party.columns import SCRATCH, HeldColumns
-from party.columns import prepare as prepare_columns
 from party.config import PartyConfig
-from party.identifiers import HeldIdentifiers, forget, keep
+from party.rows.columns import SCRATCH, HeldColumns
+from party.rows.columns import prepare as prepare_columns
+from party.rows.identifiers import HeldIdentifiers, forget, keep
 from veil.deidentify.pipeline import Pipeline
 from veil.deidentify.report import Report, TextCounts
 from veil.deidentify.source import read_users

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from party.columns import check_names
 from party.config import Columns, PartyConfig, Predictions
+from party.rows.columns import check_names
 from veil.errors import DataError, InputError, PolicyError, StateError
 from veil.files import read_bounded
 from veil.identity.names import Identity, Role
@@ -117,7 +117,7 @@ class HeldPredictions:
     def check(self, spec: JobSpec, job_digest: bytes, party: str, *, consented: bool) -> None:
         """Raises a `VeilError` unless this party lets the job score its rows.
 
-        consented: False: no row is looked at, since a refusal would tell something of rows (`party.review`).
+        consented: False: no row is looked at, since a refusal would tell something of rows (`party.job.review`).
         """
         # Here and not above: they bring torch along, which other jobs do not need in the daemon.
         from veil.trainers.columns.prediction import PredictionTerms, Public, dry_run

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from party import store
 from party.config import PartyConfig
+from party.rows import store
 from veil.errors import ConfigError, DataError, StateError
 from veil.recsys import synthetic
 from veil.recsys.catalogue import Catalogue

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from dealer.engine_items import EngineItems
-from party.columns import prepare, read_columns, scratch
 from party.config import Columns
-from party.joint import JointRun, Seat
+from party.rows.columns import prepare, read_columns, scratch
+from party.worker.joint import JointRun, Seat
 from tests.unit.mpc.engine.test_sources import watched
 from tests.unit.trainers.columns.clicks import BANK, COMMON, SHOP, job, section, write_tables
 from veil.errors import BudgetError, PeerLost, PolicyError
@@ -50,7 +50,7 @@ def total_noise(spec: JobSpec, release: Release) -> np.ndarray:
 
 
 class Rounds:
-    """Noised sums as `party.worker.SecureRounds` opens them, without CrypTen, which one process has once."""
+    """Noised sums as `party.worker.secure_rounds` opens them, without CrypTen, which one process has once."""
 
     def __init__(self, communicator: TensorCommunicator, spec: JobSpec, events: list[str]) -> None:
         self._communicator, self._spec, self._events = communicator, spec, events

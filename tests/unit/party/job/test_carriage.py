@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from party import carriage as daemons_part
-from party.carriage import Carriage
-from party.carrier import carry
+from party.job import carriage as daemons_part
+from party.job.carriage import Carriage
+from party.job.carrier import carry
 from veil.errors import ConfigError, PeerError, PeerLost, StateError, VeilError, WireError
 from veil.mpc.communicator import TensorCommunicator
 from veil.mpc.loopback import LoopbackTransport, loopback
@@ -50,7 +50,7 @@ class Threaded:
 @pytest.fixture(autouse=True)
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(end: socket.socket, *, rank: int, parties: int, messages: socket.socket, module: str) -> Threaded:
-        assert module == "party.carrier"
+        assert module == "party.job.carrier"
         return Threaded(end.dup(), messages.dup(), rank, parties)
 
     monkeypatch.setattr(daemons_part, "launch", launch)

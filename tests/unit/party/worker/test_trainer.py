@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 from baseline.evaluate import LinearTrainer, simulation_spec
-from party.trainer import train
+from party.worker.trainer import train
 from tests.unit.mpc.parties import processes
 from veil.errors import ProtocolMismatch
 from veil.jobs.spec import JobSpec, Release, digest, parse
@@ -45,7 +45,7 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
     """One party in a process of its own: the product's session and rounds, with the test's noise keys."""
     import torch
 
-    from party import worker
+    from party.worker import secure_rounds
     from veil.mpc.communicator import TensorCommunicator
     from veil.mpc.loopback import SocketTransport
     from veil.mpc.provider import DealerProvider
@@ -59,14 +59,14 @@ def _play(rank: int, sockets: dict[int, socket.socket], text: str, pipe: Connect
             permitted.extend(f"{kind} {name}" for name in body["releases"])
             return lambda timeout_s: {}
 
-    worker.party_noise = lambda release: torch.from_numpy(_noise(release, rank))
+    secure_rounds.party_noise = lambda release: torch.from_numpy(_noise(release, rank))
     dataset, catalogue = _data()
     spec = parse(text)
     own = split_as_given(dataset)[rank].data.train
     communicator = TensorCommunicator(SocketTransport(rank, sockets), spec.parties, 60.0)
     provider = DealerProvider(rank, bytes(32), lambda request: b"")
     with Session(communicator, provider, job_digest=digest(text), releases=spec.releases) as session:
-        rounds = worker.SecureRounds(session, provider, spec, rank, Daemon())
+        rounds = secure_rounds.SecureRounds(session, provider, spec, rank, Daemon())
         state = train(spec, recommender_of(spec, catalogue), PartyRows(own), rounds, lambda step: None)
     pipe.send((dict(state), permitted, own.users))
 
@@ -129,7 +129,7 @@ def test_joint_equals_central_with_the_same_noise(trainer: LinearTrainer, overri
 
 
 class _Central:
-    """`party.trainer.Rounds` of a single party, with a lead that may lie."""
+    """`party.worker.trainer.Rounds` of a single party, with a lead that may lie."""
 
     def __init__(self, rank: int, broadcast: bytes | None = None) -> None:
         self.rank = rank

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from party.launch import launch
+from party.job.launch import launch
 from veil.errors import PeerError, StateError, VeilError, WireError
 from veil.mpc.faults import from_document
 from veil.mpc.relay_hub import RelayHub
@@ -44,7 +44,7 @@ class Carriage:
                 rank=mesh.rank,
                 parties=mesh.world_size,
                 messages=messages_end,
-                module="party.carrier",
+                module="party.job.carrier",
             )
         self._hub.start()
 

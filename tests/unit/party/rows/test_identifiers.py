@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from party import store
 from party.config import PartyConfig
-from party.identifiers import FILE, forget, keep, load
+from party.rows import store
+from party.rows.identifiers import FILE, forget, keep, load
 from tests.unit.trainers.side.shops import catalogue
 from veil.align.ids import check_ids
 from veil.errors import DataError, StateError

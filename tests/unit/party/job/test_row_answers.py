@@ -10,7 +10,7 @@ import pytest
 from baseline.evaluate import simulation_spec
 from party.config import PartyConfig
 from party.daemon import Daemon
-from party.row_answers import DAY_S, FILE, RowAnswers, looks_at_rows
+from party.job.row_answers import DAY_S, FILE, RowAnswers, looks_at_rows
 from tests.unit.party.test_consent import catalogue as catalogue
 from tests.unit.trainers.columns.clicks import BANK, job, section, write_tables
 from veil.errors import StateError
@@ -59,7 +59,7 @@ def test_nothing_is_admitted_that_could_not_be_written_down(tmp_path: Path, monk
 
     answers = at(tmp_path, [1e9], most=1)
     with monkeypatch.context() as patched:
-        patched.setattr("party.row_answers.write_atomic", full)
+        patched.setattr("party.job.row_answers.write_atomic", full)
         with pytest.raises(OSError, match="No space"):
             answers.admit(digest(1))
     assert answers.admit(digest(2)) and not answers.admit(digest(1))

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from party.columns import read_columns
-from party.correlations import correlations
-from party.payments import Pay, Payments
+from party.rows.columns import read_columns
+from party.worker.correlations import correlations
+from party.worker.payments import Pay, Payments
 from veil.align.protocol import align
 from veil.jobs.reports import ALIGN, REVEAL
 from veil.jobs.spec import JobSpec, Release
@@ -54,10 +54,10 @@ Draw = Callable[[Release], torch.Tensor]
 
 
 class Opens(Protocol):
-    """`party.trainer.Rounds`, as far as it is needed: noised sums of integers."""
+    """`party.worker.trainer.Rounds`, as far as it is needed: noised sums of integers."""
 
     def open(self, release: Release, own: Int64) -> Int64:
-        """See `party.trainer.Rounds.open`."""
+        """See `party.worker.trainer.Rounds.open`."""
         ...
 
 
@@ -191,7 +191,7 @@ class JointRun:
         return np.asarray(weights.numpy(), dtype=np.int64), value.bits
 
     def _correlations(self, items: Sequence[EngineItem]) -> AbstractContextManager[Correlations]:
-        """What the plan asks for (`party.correlations`)."""
+        """What the plan asks for (`party.worker.correlations`)."""
         seat = self._seat
         return correlations(
             self._communicator,

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from party import store
-from party.columns import SCRATCH, fresh_scratch, prepare, read_columns, scratch
 from party.config import Columns, PartyConfig, load
+from party.rows import store
+from party.rows.columns import SCRATCH, fresh_scratch, prepare, read_columns, scratch
 from tests.unit.trainers.columns.clicks import BANK, SHOP, schema, section, write_tables
 from veil.errors import ConfigError, DataError, StateError
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TABLE = "member,item,visits,bought,secret\na,tea,3,1,x\nb,salt,,0,y\nc,tea,9,,z\n"
 
 
