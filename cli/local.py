@@ -117,7 +117,7 @@ class LocalConsortium:
                 "source": str(site.source),
                 "pseudonym_key": str(self.root / f"party-{site.name}" / "pseudonym.key"),
                 "read": dict(site.read),
-                "align": site.align,
+                **({"align": True} if site.align else {}),
             },
         }
 
@@ -125,6 +125,7 @@ class LocalConsortium:
         return {
             "listen": self.address(name),
             "advertise": self.address(name),
+            "listen_direct": "127.0.0.1:0",
             "credentials": str(self.credentials(Role.PARTY, name)),
             "state": str(self.root / f"party-{name}"),
             "coordinator": {"address": self.address("coordinator")},
