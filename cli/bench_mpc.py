@@ -34,8 +34,8 @@ def mpc(
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Timed steps of a step case.")] = 100,
     worker: Annotated[bool, typer.Option("--worker", help="Run each party's part in a worker, as jobs do.")] = False,
     plane: Annotated[
-        Plane, typer.Option(help="direct: TLS without gRPC. gloo: no TLS; for a network of the parties alone.")
-    ] = "grpc",
+        Plane, typer.Option(help="direct: TLS beside gRPC. gloo: no TLS; for a network of the parties alone.")
+    ] = "direct",
     environments: Environments = ENVIRONMENTS,
     json_file: JsonFile = None,
 ) -> None:
@@ -61,17 +61,19 @@ class Asked:
     triples: Triples
     operators: Operators = "engine"
     worker: bool = False
-    plane: Plane = "grpc"
+    plane: Plane = "direct"
 
     @property
     def name(self) -> str:
         """For files and tables."""
-        return f"{self.case}-{self.parties}-{self.triples}"
+        return f"{self.case}-{self.parties}-{self.triples}" + ("" if self.plane == "direct" else f"-{self.plane}")
 
 
 CASES = (
     Asked("step", 2, "dealer"),
     Asked("step", 3, "dealer"),
+    Asked("step", 2, "dealer", plane="grpc"),
+    Asked("step", 3, "dealer", plane="grpc"),
     Asked("step", 2, "he"),
     Asked("epoch", 3, "dealer"),
     Asked("sum", 3, "dealer"),

@@ -20,8 +20,7 @@ def show(figures: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, _WIDTH)
     head = f"{figures['case']}, {figures['parties']} parties, triples {figures['triples']}, {figures['operators']}"
-    if figures.get("plane") == "gloo":
-        head += ", over gloo without TLS"
+    head += {"grpc": ", over gRPC", "gloo": ", over gloo without TLS"}.get(figures.get("plane", ""), "")
     machine = figures["machine"]
     console.print(
         f"{head}; {machine['processor']}, {machine['cores']} cores, load {figures['load_average']:.1f}", markup=False

@@ -219,6 +219,8 @@ def test_what_the_commands_refuse(tmp_path: Path) -> None:
     assert [case.name for case in CASES] == [
         "step-2-dealer",
         "step-3-dealer",
+        "step-2-dealer-grpc",
+        "step-3-dealer-grpc",
         "step-2-he",
         "epoch-3-dealer",
         "sum-3-dealer",
