@@ -126,7 +126,7 @@ def _joint(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) 
     def take(communicator: TensorCommunicator, rounds: SecureRounds, daemon: RelayTransport) -> Publication:
         joint = JointRun(spec, _seat(spec, job, communicator, rounds, daemon, finished))
         publication = joint.run(Path(job["columns"]))
-        daemon.request("measured", joint.measured())
+        daemon.request("measured", joint.phases.measured())
         return publication
 
     return take
@@ -147,7 +147,7 @@ def _side(spec: JobSpec, job: dict[str, Any], finished: Callable[[str], None]) -
     def take(communicator: TensorCommunicator, rounds: SecureRounds, daemon: RelayTransport) -> Publication:
         run = SideRun(spec, _seat(spec, job, communicator, rounds, daemon, finished), rounds, catalogue)
         publication = run.run_columns(Path(job["columns"])) if held is None else run.run_items(held)
-        daemon.request("measured", run.measured())
+        daemon.request("measured", run.phases.measured())
         return publication
 
     return take
@@ -218,7 +218,7 @@ def _predict(daemon: RelayTransport, spec: JobSpec, job: dict[str, Any], finishe
     outcome = statement(spec)
     # Nobody reports the end before the recipient has its file.
     communicator.agree(outcome)
-    daemon.request("measured", run.measured())
+    daemon.request("measured", run.phases.measured())
     finished("publish")
     daemon.request("published", {"manifest_digest": outcome.hex()})
 

@@ -11,12 +11,11 @@ Phases are those of the meter, and "start" before them: "align", "statistics", "
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ import torch
 from party.rows.columns import read_columns
 from party.worker.correlations import correlations
 from party.worker.payments import Pay, Payments
+from party.worker.phases import Phases
 from veil.align.protocol import align
 from veil.jobs.reports import ALIGN, REVEAL
 from veil.jobs.spec import JobSpec, Release
@@ -97,35 +97,21 @@ class JointRun:
         self._terms = ColumnsTerms.of(spec)
         steps = range(self._terms.descent.steps)
         self._payments = Payments(seat.pay, [spec.release(step_name(step)) for step in steps])
-        self._seconds: dict[str, float] = {}
-        self._started_at_s = time.monotonic() if seat.started_at_s is None else seat.started_at_s
+        self.phases = Phases(seat.communicator, seat.started_at_s)
 
     def __repr__(self) -> str:
         return f"JointRun(party={self._party!r})"
-
-    def measured(self) -> dict[str, Any]:
-        """Seconds of each phase, and what the communicator's meter counted; nothing of it depends on rows' values."""
-        return {"seconds": self._seconds, "communication": self._communicator.report().document()}
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            with self._communicator.phase(name):
-                yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def run(self, file: Path) -> ColumnsPublication:
         """From the prepared columns to what is published."""
         warm_up()  # compiled loops are loaded here and not in the first step
         whole = read_columns(file, self._terms.schema, self._party)
-        self._seconds["start"] = time.monotonic() - self._started_at_s
-        with self._phase("align"):
+        self.phases.ready()
+        with self.phases.phase("align"):
             table, positions = self._aligned(whole)
-        with self._phase("statistics"):
+        with self.phases.phase("statistics"):
             found, offset = self._statistics(table)
-        with self._phase("prepare"):
+        with self.phases.phase("prepare"):
             own = own_columns(self._terms, table, found[self._party], positions)
         del whole, table
         weights, bits = self._descend(own, offset)
@@ -175,16 +161,16 @@ class JointRun:
         with self._correlations(planned.items) as source:
             engine = Engine(self._communicator, source)
             program = self._terms.program(lambda step, gradient: self._noised(engine, step, gradient), offset=offset)
-            with self._phase("prepare"):
+            with self.phases.phase("prepare"):
                 engine.start()
                 descending = program.start(engine, own)
             for step in range(self._terms.descent.steps):
-                with self._phase("descend"):
+                with self.phases.phase("descend"):
                     # Rounds pass before the noise: the ledger's disk is asked to write while they do.
                     self._payments.begin(step)
                     descending.step(step)
                 seat.finished(step_name(step))
-            with self._phase("reveal"):
+            with self.phases.phase("reveal"):
                 value = descending.weights()
                 weights = revealing.open(engine, WEIGHTS, value, mechanism="post-processing of noised releases")
             seat.finished(REVEAL)
@@ -201,7 +187,7 @@ class JointRun:
             seed=seat.seed,
             fetch=seat.fetch,
             scratch=seat.scratch,
-            offline=lambda: self._phase("offline"),
+            offline=lambda: self.phases.phase("offline"),
         )
 
     def _noised(self, engine: Engine, step: int, gradient: Value) -> Value:

@@ -13,12 +13,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +24,7 @@ import numpy.typing as npt
 from party.config import Predictions
 from party.rows.prediction_rows import published_model, read_rows
 from party.worker.correlations import correlations
+from party.worker.phases import Phases
 from veil.align.protocol import align
 from veil.errors import DataError, StateError
 from veil.files import write_atomic
@@ -80,32 +79,18 @@ class PredictionRun:
         self._rank = seat.communicator.rank
         self._terms = PredictionTerms.of(spec)
         self._terms.check_model(model)
-        self._seconds: dict[str, float] = {}
-        self._started_at_s = time.monotonic() if seat.started_at_s is None else seat.started_at_s
+        self.phases = Phases(seat.communicator, seat.started_at_s)
 
     def __repr__(self) -> str:
         return f"PredictionRun(rank={self._rank})"
-
-    def measured(self) -> dict[str, Any]:
-        """Seconds of each phase, and what the communicator's meter counted; nothing of it depends on rows' values."""
-        return {"seconds": self._seconds, "communication": self._communicator.report().document()}
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            with self._communicator.phase(name):
-                yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def run(self, table: PartyTable) -> Scored | None:
         """The recipient's users and their probabilities, at the recipient; None elsewhere."""
         seat, terms = self._seat, self._terms
         if terms.trainer.correlated:
             warm_up()  # compiled loops are loaded here and not in the first round
-        self._seconds["start"] = time.monotonic() - self._started_at_s
-        with self._phase("align"):
+        self.phases.ready()
+        with self.phases.phase("align"):
             positions = align(self._communicator, table.identifiers, terms.alignment, seat.job_digest).rows
         seat.finished(ALIGN)
         opened = self._opened(table, positions)
@@ -126,16 +111,16 @@ class PredictionRun:
             seed=seat.seed,
             fetch=seat.fetch,
             scratch=seat.scratch,
-            offline=lambda: self._phase("offline"),
+            offline=lambda: self.phases.phase("offline"),
         ) as source:
             engine = Engine(self._communicator, source)
-            with self._phase("prepare"):
+            with self.phases.phase("prepare"):
                 zeros = PairwiseZeros(self._communicator, seat.job_digest)
                 engine.start()
-            with self._phase("predict"):
+            with self.phases.phase("predict"):
                 value = Prediction(terms, public).run(engine, own)
             seat.finished(PREDICT)
-            with self._phase("reveal"):
+            with self.phases.phase("reveal"):
                 revealing = Revealing(self._communicator, policy, seat.job_digest, zeros=zeros)
                 opened = revealing.open_to(engine, SCORES, value, terms.recipient, mechanism=MECHANISM)
             seat.finished(REVEAL)

@@ -11,12 +11,9 @@ Phases are those of the meter: "align", "rounds", "statistics" (moments too), "o
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +22,7 @@ import torch
 from party.rows.columns import read_columns
 from party.worker.correlations import correlations
 from party.worker.joint import Seat
+from party.worker.phases import Phases
 from party.worker.trainer import Rounds, shared, train
 from veil.align.protocol import align
 from veil.errors import ConfigError
@@ -85,29 +83,16 @@ class SideRun:
         self._party = spec.parties[seat.communicator.rank]
         self._algorithm = SideAlgorithm(spec, catalogue)
         self._terms = self._algorithm.terms
-        self._seconds: dict[str, float] = {}
+        self.phases = Phases(seat.communicator, seat.started_at_s)
 
     def __repr__(self) -> str:
         return f"SideRun(party={self._party!r})"
-
-    def measured(self) -> dict[str, Any]:
-        """Seconds of each phase, and what the communicator's meter counted; nothing of it depends on rows' values."""
-        return {"seconds": self._seconds, "communication": self._communicator.report().document()}
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            with self._communicator.phase(name):
-                yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def run_items(self, held: HeldItems) -> SidePublication:
         """At the item party: from its rows to what is published."""
         warm_up()
         known = np.array([row for row, one in enumerate(held.identifiers) if one is not None], np.int64)
-        with self._phase("align"):
+        with self.phases.phase("align"):
             order = self._aligned([one for one in held.identifiers if one is not None])
         positions = np.where(order >= 0, known[np.maximum(order, 0)] if len(known) else -1, -1)
         state = self._recommender(PartyRows(interactions=held.interactions))
@@ -119,7 +104,7 @@ class SideRun:
         """At a side party: from its prepared columns to what is published."""
         warm_up()
         whole = read_columns(file, self._terms.schema, self._party)
-        with self._phase("align"):
+        with self.phases.phase("align"):
             order = self._aligned(whole.identifiers)
         table, positions = whole, order
         if self._terms.alignment.mode == "reveal":
@@ -138,7 +123,7 @@ class SideRun:
 
     def _recommender(self, rows: PartyRows) -> PublicState:
         algorithm = self._algorithm
-        with self._phase("rounds"):
+        with self.phases.phase("rounds"):
             return train(algorithm.recommender_spec, algorithm.recommender, rows, self._rounds, self._seat.finished)
 
     def _statistics(
@@ -149,7 +134,7 @@ class SideRun:
         positions: of the table's rows in the shared order.
         """
         algorithm, none = self._algorithm, np.zeros((0, 0), np.int64)
-        with self._phase("statistics"):
+        with self.phases.phase("statistics"):
             sums = None if table is None else algorithm.statistics(table)
             opened = {party: self._open(statistics_name(party), party, sums) for party in algorithm.side_parties}
             found = algorithm.standardisations(opened)
@@ -183,10 +168,10 @@ class SideRun:
             seed=seat.seed,
             fetch=seat.fetch,
             scratch=seat.scratch,
-            offline=lambda: self._phase("offline"),
+            offline=lambda: self.phases.phase("offline"),
         )
         opened: dict[str, Int64] = {}
-        with source as made, self._phase("outer"):
+        with source as made, self.phases.phase("outer"):
             engine = Engine(self._communicator, made)
             values = products(self._terms, releases, engine, own)
             for party, release, value in zip(self._algorithm.side_parties, releases, values, strict=True):
@@ -214,7 +199,7 @@ class SideRun:
     ) -> SidePublication:
         """The model, as the lead makes it of the openings: the same bytes everywhere."""
         leads = self._rounds.rank == 0
-        with self._phase("model"):
+        with self.phases.phase("model"):
             whole = self._algorithm.state(state, found, moments, outers) if leads else None
             model = self._algorithm.model(shared(self._rounds, self._spec, whole), found)
         return SidePublication(model, self._algorithm.catalogue)

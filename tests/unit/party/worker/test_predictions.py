@@ -395,7 +395,7 @@ def play(site: Site, spec: JobSpec, folder: Path) -> tuple[dict[str, Path], list
             scored = run.run(table)
             if scored is not None:
                 scored.write(folder / party / "scores.csv")
-            measured[rank] = run.measured()
+            measured[rank] = run.phases.measured()
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the test
             errors.append(error)
             transports[rank].close()

@@ -139,7 +139,7 @@ def play(
                 )
                 models[rank] = run.run_columns(prepare(section, own).path).model
             meters[rank] = communicator.report()
-            assert list(run.measured()["seconds"]) == phases(spec)
+            assert list(run.phases.measured()["seconds"]) == phases(spec)
             assert not list(own.glob("correlations-*"))
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread of the test
             errors.append(error)
